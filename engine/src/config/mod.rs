@@ -1,0 +1,270 @@
+//! Every setting: its name, unit, default, and what goes wrong at either end.
+//!
+//! Layers, later ones win: defaults, the TOML file named by `--config`, the environment (which wins over
+//! `.env`), flags. `EVENTPULSE_SECTION__FIELD` names a field in the environment; the few well-known
+//! variables (`DATABASE_URL`, `PORT`, ...) are listed in [`load::ALIASES`].
+
+pub mod load;
+mod validate;
+pub mod value;
+
+use std::{net::IpAddr, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+pub use self::load::{Error, load};
+use self::value::{Schedule, Secret, span};
+
+macro_rules! section {
+    ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident : $ty:ty = $default:expr,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct $name { $($(#[$fdoc])* pub $field: $ty,)* }
+
+        impl Default for $name {
+            fn default() -> $name {
+                $name { $($field: $default,)* }
+            }
+        }
+    };
+}
+
+section!(
+    /// The whole configuration; `Config::default()` is the documentation of the defaults.
+    Config {
+        /// `DATABASE_URL`. Postgres 13 or later; Prisma's `?schema=` is understood. No default.
+        database_url: Secret = Secret::default(),
+        /// `REDIS_URL`. Redis 7.0 or later, or Valkey 8; `redis://`, `rediss://` or `unix://`. No default.
+        redis_url: Secret = Secret::default(),
+        http: Http = Http::default(),
+        registration: Registration = Registration::default(),
+        targets: Targets = Targets::default(),
+        ingest: Ingest = Ingest::default(),
+        stream: Stream = Stream::default(),
+        dispatch: Dispatch = Dispatch::default(),
+        lane: Lane = Lane::default(),
+        deliver: Deliver = Deliver::default(),
+        retry: Retry = Retry::default(),
+        recover: Recover = Recover::default(),
+        log: Log = Log::default(),
+    }
+);
+
+section!(
+    /// The HTTP servers of both roles.
+    Http {
+        /// Address both servers listen on. Anything but loopback asks for a decision on registration.
+        listen: IpAddr = IpAddr::from([127, 0, 0, 1]),
+        /// `PORT`: the gateway's port; 0 takes a free one.
+        port: u16 = 3000,
+        /// `DISPATCHER_PORT`: the dispatcher's port for `/health` and `/metrics`; 0 takes a free one.
+        dispatcher_port: u16 = 4000,
+        /// Largest request body in bytes. Larger ones are refused with 413 while they are read.
+        body_bytes_max: usize = 1 << 20,
+        /// Connections at once; past it new ones wait in the listen queue.
+        connections_max: usize = 10_000,
+        /// Time for a request's head, counted also while a kept-alive connection idles. Shorter than a
+        /// load balancer's own idle time-out means it will reuse connections that are being closed.
+        #[serde(with = "span")]
+        header_timeout: Duration = Duration::from_secs(75),
+        /// Time for a request's body. A slow uploader past it gets 408.
+        #[serde(with = "span")]
+        body_timeout: Duration = Duration::from_secs(30),
+        /// How long a drain waits for open requests before it closes their connections.
+        #[serde(with = "span")]
+        drain_timeout: Duration = Duration::from_secs(10),
+    }
+);
+
+section!(
+    /// Who may create accounts.
+    Registration {
+        /// `REGISTRATION_TOKEN`: when set, creating an account needs `Authorization: Bearer <token>`.
+        token: Secret = Secret::default(),
+        /// `OPEN_REGISTRATION`: on an address other than loopback, lets anyone create accounts.
+        open: bool = false,
+        /// Webhooks one account may have.
+        webhooks_max: i64 = 1000,
+    }
+);
+
+section!(
+    /// Where webhooks may point.
+    Targets {
+        /// `ALLOW_PRIVATE_TARGETS`: lets webhooks reach loopback, private and link-local addresses.
+        /// On for development; in production it lets a tenant reach your own network.
+        allow_private: bool = false,
+    }
+);
+
+section!(
+    /// From request to commit.
+    Ingest {
+        /// Events waiting for a commit. Past it a producer gets 503 at once.
+        queue_events_max: usize = 16_384,
+        /// Bytes waiting for a commit. Past it a producer gets 503 at once.
+        queue_bytes_max: usize = 64 << 20,
+        /// Events of one group commit, at most 1,024 (one block of ids).
+        batch_events_max: usize = 1024,
+        /// Payload bytes of one group commit; a batch always takes at least one event.
+        batch_bytes_max: usize = 4 << 20,
+        /// How long a batch is tried before its producers get 503. Shorter turns a Postgres restart into
+        /// refusals; longer keeps producers waiting for it.
+        #[serde(with = "span")]
+        commit_timeout: Duration = Duration::from_secs(5),
+        /// How long a streamed batch may wait for a later commit to carry its mark.
+        #[serde(with = "span")]
+        mark_flush: Duration = Duration::from_millis(250),
+        /// Recent commits kept for a dispatcher in the same process, in events.
+        ring_events_max: usize = 65_536,
+        /// And in bytes.
+        ring_bytes_max: usize = 64 << 20,
+        /// API keys kept in memory; beyond it the least recently used are looked up again.
+        keys_max: usize = 100_000,
+    }
+);
+
+section!(
+    /// Between commit and dispatch.
+    Stream {
+        /// Committed batches in memory that Redis has not taken yet. Past it they wait in Postgres alone
+        /// and come back in order once Redis does.
+        unsent_max: usize = 65_536,
+        /// Longest wait for a Redis reply. An XADD past it counts as unknown and is sent again for check.
+        #[serde(with = "span")]
+        reply_timeout: Duration = Duration::from_secs(2),
+    }
+);
+
+section!(
+    /// The dispatcher.
+    Dispatch {
+        /// Deliveries held at once, from read to record. Bounds memory; too small starves fast endpoints.
+        held_max: usize = 16_384,
+        /// Payload bytes held at once.
+        held_bytes_max: usize = 128 << 20,
+        /// Of `held_max`, what retries may take beside it.
+        retries_held_max: usize = 4096,
+        /// An entry whose deliveries are not all settled by then is acked, and the rest stand in `scheduled`.
+        #[serde(with = "span")]
+        hold: Duration = Duration::from_secs(2),
+        /// A consumer without a beat for so long is dead, and its entries are claimed.
+        #[serde(with = "span")]
+        dead_after: Duration = Duration::from_secs(15),
+        /// How often this consumer beats.
+        #[serde(with = "span")]
+        beat: Duration = Duration::from_secs(2),
+        /// How long a drain waits for requests in flight.
+        #[serde(with = "span")]
+        grace: Duration = Duration::from_secs(20),
+    }
+);
+
+section!(
+    /// One webhook's lane in one process.
+    Lane {
+        /// Requests in flight to one webhook.
+        in_flight_max: usize = 64,
+        /// Deliveries waiting in memory behind them; what exceeds it is parked in `scheduled`. At most half of
+        /// `dispatch.held_max`, so that one webhook cannot take all of it.
+        queue_max: usize = 8192,
+        /// Lanes without work for so long are forgotten.
+        #[serde(with = "span")]
+        idle: Duration = Duration::from_secs(60),
+    }
+);
+
+section!(
+    /// The HTTP client.
+    Deliver {
+        /// From the first byte out to the last byte in.
+        #[serde(with = "span")]
+        timeout: Duration = Duration::from_secs(15),
+        /// For DNS, TCP and TLS together.
+        #[serde(with = "span")]
+        connect_timeout: Duration = Duration::from_secs(5),
+        /// Idle connections are closed after it; Node's servers close theirs after 5 s.
+        #[serde(with = "span")]
+        idle: Duration = Duration::from_secs(4),
+        /// Bytes of a reply that are read; the rest closes the connection.
+        reply_bytes_max: usize = 64 << 10,
+        /// Bytes of a successful reply kept in the attempt.
+        success_bytes_kept: usize = 256,
+        /// Bytes of any other reply kept in the attempt.
+        failure_bytes_kept: usize = 4096,
+    }
+);
+
+section!(
+    /// What happens after a failed attempt.
+    Retry {
+        /// Waits between attempts, comma separated; one more attempt than there are waits.
+        schedule: Schedule = Schedule::standard(),
+        /// Each wait is stretched by up to this many percent, so that failures do not come back together.
+        jitter_percent: u32 = 10,
+        /// How far ahead of time scheduled work is brought into Redis.
+        #[serde(with = "span")]
+        horizon: Duration = Duration::from_secs(60),
+        /// Members of `due`, at most. The rest stands in Postgres.
+        due_max: usize = 100_000,
+        /// Longest wait that an endpoint's Retry-After may ask for.
+        #[serde(with = "span")]
+        retry_after_max: Duration = Duration::from_secs(3600),
+    }
+);
+
+section!(
+    /// Takeover and sweep.
+    Recover {
+        /// Streamed batches are checked for what is missing after it. Longer than any healthy backlog.
+        #[serde(with = "span")]
+        sweep_after: Duration = Duration::from_secs(60),
+        /// How often the sweep looks.
+        #[serde(with = "span")]
+        sweep_every: Duration = Duration::from_secs(5),
+        /// Beats of ours that must pass without one of another instance's before its batches are taken over.
+        dead_after_beats: u32 = 10,
+    }
+);
+
+section!(
+    /// Logging.
+    Log {
+        /// A filter such as `info` or `eventpulse=debug`.
+        filter: String = "info".to_owned(),
+    }
+);
+
+/// Which parts of the engine a process runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Roles {
+    Both,
+    Api,
+    Dispatcher,
+}
+
+impl Roles {
+    pub fn api(self) -> bool {
+        self != Roles::Dispatcher
+    }
+
+    pub fn dispatcher(self) -> bool {
+        self != Roles::Api
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Roles::Both => "api,dispatcher",
+            Roles::Api => "api",
+            Roles::Dispatcher => "dispatcher",
+        }
+    }
+}
+
+impl Config {
+    /// The configuration as TOML, secrets as `***`.
+    pub fn dump(&self) -> String {
+        toml::to_string(self).expect("every section serialises to a TOML table")
+    }
+}

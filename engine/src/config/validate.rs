@@ -1,0 +1,120 @@
+//! Relations between settings, checked before any socket opens.
+
+use std::time::Duration;
+
+use super::{Config, Roles, load::Error};
+
+impl Config {
+    /// # Errors
+    /// Names every problem at once, each with what to do about it.
+    pub fn validate(&self, roles: Roles) -> Result<(), Error> {
+        let mut problems = Vec::new();
+        let mut need = |holds: bool, problem: &str| {
+            if !holds {
+                problems.push(problem.to_owned());
+            }
+        };
+        need(
+            !self.database_url.is_empty(),
+            "DATABASE_URL is not set: `eventpulse dev` brings its own Postgres, `serve` needs one",
+        );
+        need(
+            !self.redis_url.is_empty(),
+            "REDIS_URL is not set: `eventpulse dev` brings its own Redis, `serve` needs one",
+        );
+        need(
+            !roles.api()
+                || self.http.listen.is_loopback()
+                || self.registration.open
+                || !self.registration.token.is_empty(),
+            "http.listen is not loopback, so anyone who reaches it could create accounts: set REGISTRATION_TOKEN, or OPEN_REGISTRATION=true if that is meant",
+        );
+        need(
+            roles != Roles::Both || self.http.port == 0 || self.http.port != self.http.dispatcher_port,
+            "http.port and http.dispatcher_port are the same",
+        );
+        need(
+            (1..=1024).contains(&self.ingest.batch_events_max),
+            "ingest.batch_events_max must be within 1..1024, one block of ids",
+        );
+        need(
+            self.ingest.batch_bytes_max <= 256 << 20,
+            "ingest.batch_bytes_max must be at most 256 MiB, what one statement carries safely",
+        );
+        need(
+            self.ingest.queue_events_max >= self.ingest.batch_events_max,
+            "ingest.queue_events_max must hold one batch",
+        );
+        need(
+            self.ingest.queue_bytes_max > self.http.body_bytes_max,
+            "ingest.queue_bytes_max must hold one request of http.body_bytes_max",
+        );
+        need(
+            (1..=64 << 20).contains(&self.http.body_bytes_max),
+            "http.body_bytes_max must be within 1 byte and 64 MiB",
+        );
+        need(self.http.connections_max > 0, "http.connections_max must be at least 1");
+        need(self.lane.in_flight_max > 0, "lane.in_flight_max must be at least 1");
+        need(
+            self.lane.queue_max * 2 <= self.dispatch.held_max,
+            "lane.queue_max must be at most half of dispatch.held_max, or one slow webhook stops all others",
+        );
+        need(self.dispatch.retries_held_max > 0, "dispatch.retries_held_max must be at least 1");
+        need(
+            self.dispatch.held_bytes_max >= 2 * self.http.body_bytes_max,
+            "dispatch.held_bytes_max must hold two events of http.body_bytes_max",
+        );
+        need(
+            self.dispatch.dead_after >= 3 * self.dispatch.beat,
+            "dispatch.dead_after must be at least three times dispatch.beat, or healthy consumers are robbed",
+        );
+        need(self.dispatch.beat >= Duration::from_millis(10), "dispatch.beat must be at least 10ms");
+        need(
+            self.recover.sweep_after > self.dispatch.hold,
+            "recover.sweep_after must be longer than dispatch.hold, or work in hand looks lost",
+        );
+        need(self.recover.dead_after_beats >= 3, "recover.dead_after_beats must be at least 3");
+        need(
+            self.deliver.timeout >= self.deliver.connect_timeout,
+            "deliver.timeout must not be shorter than deliver.connect_timeout",
+        );
+        need(!self.deliver.timeout.is_zero(), "deliver.timeout must not be zero");
+        need(self.retry.jitter_percent <= 100, "retry.jitter_percent must be within 0..100");
+        need(self.retry.due_max > 0, "retry.due_max must be at least 1");
+        if problems.is_empty() { Ok(()) } else { Err(Error(problems)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::value::Secret;
+
+    fn valid() -> Config {
+        Config {
+            database_url: Secret::new("postgres://h/d"),
+            redis_url: Secret::new("redis://h"),
+            ..Config::default()
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_valid_once_the_urls_are_set() {
+        valid().validate(Roles::Both).unwrap();
+        let text = Config::default().validate(Roles::Both).unwrap_err().to_string();
+        assert!(text.contains("DATABASE_URL") && text.contains("REDIS_URL"), "{text}");
+    }
+
+    #[test]
+    fn an_open_address_needs_a_word_on_registration() {
+        let mut config = valid();
+        config.http.listen = [0, 0, 0, 0].into();
+        assert!(config.validate(Roles::Api).unwrap_err().to_string().contains("REGISTRATION_TOKEN"));
+        config.validate(Roles::Dispatcher).unwrap();
+        config.registration.open = true;
+        config.validate(Roles::Api).unwrap();
+        config.registration = Default::default();
+        config.registration.token = Secret::new("t");
+        config.validate(Roles::Api).unwrap();
+    }
+}

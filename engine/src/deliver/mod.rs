@@ -1,0 +1,12 @@
+//! One delivery attempt: the signed request, the call, and what its outcome means.
+//!
+//! A request is never sent twice without saying so: one of which no byte was written goes on a new
+//! connection, and after the first byte a dead connection is a failed attempt.
+
+pub mod client;
+pub mod outcome;
+pub mod request;
+pub mod sign;
+pub mod target;
+
+pub use self::{client::Client, outcome::Verdict, request::Target};

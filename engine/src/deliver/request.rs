@@ -1,0 +1,117 @@
+//! The request of one attempt: the envelope around the producer's bytes, and its headers.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Request, Uri,
+    header::{CONTENT_TYPE, HeaderValue, USER_AGENT},
+};
+
+use super::sign::Signer;
+use crate::model::{Event, Timestamp, Try, Webhook};
+
+const AGENT: &str = concat!("EventPulse/", env!("CARGO_PKG_VERSION"));
+
+/// A webhook with what each of its requests needs, made once.
+pub struct Target {
+    pub webhook: Webhook,
+    uri: Uri,
+    signer: Signer,
+}
+
+impl Target {
+    /// None when the stored URL cannot be read, as after an edit by hand.
+    pub fn new(webhook: Webhook) -> Option<Target> {
+        Some(Target { uri: webhook.url.parse().ok()?, signer: Signer::new(&webhook.secret), webhook })
+    }
+
+    /// The id that stays the same over all attempts of this delivery, and is unique even if a restored
+    /// database hands an event id out again.
+    fn delivery_id(&self, event: &Event) -> String {
+        format!("msg_{}_{}_{}", event.id, event.created_at.0, self.webhook.id)
+    }
+
+    /// The request of one attempt, signed for `now`.
+    pub fn request(&self, event: &Event, tried: Try, now: Timestamp) -> Request<Full<Bytes>> {
+        let body = envelope(event);
+        let id = self.delivery_id(event);
+        let timestamp = now.seconds().to_string();
+        let mut request = Request::new(Full::new(body.clone()));
+        *request.method_mut() = hyper::Method::POST;
+        *request.uri_mut() = self.uri.clone();
+        let headers = request.headers_mut();
+        let mut set = |name: &'static str, value: &str| {
+            // Types may hold any letter but control characters, which is what a header value allows.
+            if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {
+                headers.insert(name, value);
+            }
+        };
+        set("x-eventpulse-signature", &self.signer.seed(&body));
+        set("x-eventpulse-event-id", &event.id.to_string());
+        set("x-eventpulse-event-type", &event.kind);
+        set("x-eventpulse-attempt", &tried.attempt.to_string());
+        set("webhook-signature", &self.signer.standard(&id, &timestamp, &body));
+        set("webhook-timestamp", &timestamp);
+        set("webhook-id", &id);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        request
+    }
+}
+
+/// The body: the producer's payload spliced in as it came.
+pub fn envelope(event: &Event) -> Bytes {
+    let mut body = Vec::with_capacity(event.payload.len() + event.kind.len() + 96);
+    event.write_json(&mut body);
+    body.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{AccountId, EventId, State, WebhookId};
+
+    fn event(kind: &str, payload: &'static [u8]) -> Event {
+        Event {
+            id: EventId(7),
+            account: AccountId(1),
+            kind: kind.into(),
+            payload: Bytes::from_static(payload),
+            created_at: Timestamp(1_704_067_200_123),
+        }
+    }
+
+    #[test]
+    fn the_envelope_keeps_the_payloads_bytes() {
+        let body = envelope(&event("a\"b", b"{ \"x\": 1e400 }"));
+        assert_eq!(
+            body,
+            "{\"id\":7,\"type\":\"a\\\"b\",\"payload\":{ \"x\": 1e400 },\"createdAt\":\"2024-01-01T00:00:00.123Z\"}"
+        );
+    }
+
+    #[test]
+    fn the_delivery_id_is_the_same_for_every_attempt() {
+        let target = Target::new(Webhook {
+            id: WebhookId(3),
+            account: AccountId(1),
+            url: "http://example.com/hook?a=b".into(),
+            secret: "whsec_AAAA".into(),
+            event_types: None,
+            state: State::Active,
+            since: 0,
+            until: None,
+        })
+        .unwrap();
+        let event = event("order.créé", b"1");
+        let mut tried = Try::FIRST;
+        let one = target.request(&event, tried, Timestamp(5_000));
+        tried.attempt = 2;
+        let two = target.request(&event, tried, Timestamp(9_000));
+        assert_eq!(one.headers()["webhook-id"], "msg_7_1704067200123_3");
+        assert_eq!(one.headers()["webhook-id"], two.headers()["webhook-id"]);
+        assert_eq!(two.headers()["x-eventpulse-attempt"], "2");
+        assert_eq!(two.headers()["webhook-timestamp"], "9");
+        assert_eq!(one.headers()["x-eventpulse-event-type"].as_bytes(), "order.créé".as_bytes());
+    }
+}

@@ -1,0 +1,220 @@
+//! Entries become deliveries: read the batch, find who is owed what, and hand each delivery to its lane.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+use super::{Context, Delivery, Permit, registry::Webhooks, work};
+use crate::{
+    ingest::Ring,
+    model::{AccountId, Batch, Event, EventId, Span, Try, WebhookId},
+    settle::{Item, Open},
+    store,
+    stream::{
+        Entry,
+        consumer::{Claims, Reader},
+    },
+};
+
+/// Entries of one read. A batch holds at most 1,024 events, so more than a few would only wait.
+const READ_MAX: usize = 16;
+
+/// Shared by the reader and by those who bring claimed entries.
+#[derive(Clone)]
+pub(super) struct Intake {
+    pub(super) context: Arc<Context>,
+    ring: Option<Arc<Ring>>,
+}
+
+impl Intake {
+    pub(super) fn new(context: Arc<Context>, ring: Option<Arc<Ring>>) -> Intake {
+        Intake { context, ring }
+    }
+
+    /// Reads new entries until stopped.
+    pub(super) async fn run(self, mut reader: Reader, mut claims: Claims, mut stop: watch::Receiver<bool>) {
+        let mut told = false;
+        let mut group = false;
+        loop {
+            let read = async {
+                if self.context.first_budget.is_full() {
+                    self.context.metrics.dispatch.held_full.increment(1);
+                }
+                self.context.first_budget.room().await;
+                if !group {
+                    // A consumer without a beat is robbed by the others, so the beat comes before the first read.
+                    claims.beat().await?;
+                    reader.make_group().await?;
+                    group = true;
+                }
+                reader.read(READ_MAX).await
+            };
+            let outcome = tokio::select! {
+                // Reading ends at once; what a dropped read brings is pending, and another process claims it.
+                biased;
+                () = crate::stopped(&mut stop) => return,
+                outcome = read => outcome,
+            };
+            match outcome {
+                Ok(entries) => {
+                    told = false;
+                    self.take(entries, false, &mut stop).await;
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(error = crate::chain(&error), "the stream cannot be read");
+                    }
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+    }
+
+    /// Takes entries in hand. `check` says that some of their deliveries may be settled.
+    pub(super) async fn take(&self, entries: Vec<Entry>, check: bool, stop: &mut watch::Receiver<bool>) {
+        let entries = self.hold(entries);
+        if entries.is_empty() {
+            return;
+        }
+        self.context.metrics.dispatch.entries.increment(entries.len() as u64);
+        loop {
+            let load = self.load(&entries, check);
+            let loaded = tokio::select! {
+                biased;
+                () = crate::stopped(stop) => return self.let_go(&entries),
+                loaded = load => loaded,
+            };
+            match loaded {
+                Ok(loaded) => {
+                    for (entry, batch, settled) in loaded {
+                        self.fan_out(&entry, batch, &settled).await;
+                    }
+                    return;
+                }
+                Err(error) => {
+                    tracing::debug!(error = crate::chain(&error), "entries wait for Postgres");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    /// Notes that we hold these. A second entry of a batch in hand stays pending until the first is settled,
+    /// and is then found to be nothing new.
+    fn hold(&self, entries: Vec<Entry>) -> Vec<Entry> {
+        let mut open = self.context.open();
+        let mut batches: HashSet<i64> = open.values().copied().collect();
+        entries
+            .into_iter()
+            .filter(|entry| {
+                let first = entry.span.first.0;
+                let new = !open.contains_key(&entry.id) && batches.insert(first);
+                if new {
+                    open.insert(entry.id.clone(), first);
+                }
+                new
+            })
+            .collect()
+    }
+
+    fn let_go(&self, entries: &[Entry]) {
+        let mut open = self.context.open();
+        for entry in entries {
+            open.remove(&entry.id);
+        }
+    }
+
+    /// The events of each entry and, where something may be settled, what is.
+    async fn load(&self, entries: &[Entry], check: bool) -> Result<Vec<Loaded>, store::Error> {
+        let context = &self.context;
+        if let Some(version) = entries.iter().map(|e| e.span.version).max() {
+            context.registry.catch_up(version).await?;
+        }
+        let mut found: HashMap<i64, Batch> = HashMap::new();
+        if let Some(ring) = &self.ring {
+            let batches = entries.iter().filter_map(|e| ring.take(e.span.first));
+            found.extend(batches.map(|b| (b.span.first.0, b)));
+            context.metrics.dispatch.from_ring.increment(found.len() as u64);
+        }
+        let rest: Vec<Span> =
+            entries.iter().map(|e| e.span).filter(|s| !found.contains_key(&s.first.0)).collect();
+        if !rest.is_empty() {
+            let read = context.store.batches(&rest).await?;
+            context.metrics.dispatch.from_postgres.increment(read.len() as u64);
+            found.extend(read.into_iter().map(|b| (b.span.first.0, b)));
+        }
+        let mut loaded = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let mut settled = HashSet::new();
+            if check || entry.check {
+                context.metrics.dispatch.checked.increment(1);
+                settled.extend(context.store.settled(entry.span).await?);
+            }
+            if let Some(batch) = found.remove(&entry.span.first.0) {
+                let accounts: Vec<AccountId> =
+                    batch.events.iter().map(|e| e.account).collect::<HashSet<_>>().into_iter().collect();
+                let webhooks = context.registry.webhooks(&accounts).await?;
+                let accounts = accounts.into_iter().zip(webhooks).collect();
+                loaded.push((entry.clone(), Owed { batch, accounts }, settled));
+            }
+        }
+        Ok(loaded)
+    }
+
+    async fn fan_out(&self, entry: &Entry, owed: Owed, settled: &HashSet<(EventId, WebhookId)>) {
+        let context = &self.context;
+        let open = Arc::new(Open::new(entry.id.clone(), entry.span.first.0));
+        let Owed { batch, accounts } = owed;
+        let missing = usize::try_from(entry.span.n).unwrap_or(0).saturating_sub(batch.events.len());
+        context.metrics.dispatch.orphans.increment(missing as u64);
+        let mut unmatched = 0;
+        for event in batch.events {
+            let mut matched = false;
+            let webhooks = accounts.get(&event.account).map_or(&[][..], |w| w.as_slice());
+            for target in webhooks.iter().filter(|t| t.webhook.eligible(&event.kind, entry.span.version)) {
+                matched = true;
+                if settled.contains(&(event.id, target.webhook.id)) {
+                    continue;
+                }
+                let permit = self.permit(&event).await;
+                open.add();
+                let delivery = Delivery {
+                    event: event.clone(),
+                    target: target.clone(),
+                    tried: Try::FIRST,
+                    was_scheduled: false,
+                    entry: Some(open.clone()),
+                    leased_until: None,
+                    permit,
+                };
+                work::admit(context, delivery).await;
+            }
+            unmatched += u64::from(!matched);
+        }
+        context.metrics.dispatch.unmatched.increment(unmatched);
+        context.recorder.settle(Item { record: None, entry: Some(open), permit: None }).await;
+    }
+
+    async fn permit(&self, event: &Event) -> Permit {
+        let budget = &self.context.first_budget;
+        match budget.try_acquire(event.payload.len()) {
+            Some(permit) => permit,
+            None => {
+                self.context.metrics.dispatch.held_full.increment(1);
+                budget.acquire(event.payload.len()).await
+            }
+        }
+    }
+}
+
+/// A batch and the webhooks of its accounts.
+struct Owed {
+    batch: Batch,
+    accounts: HashMap<AccountId, Webhooks>,
+}
+
+type Loaded = (Entry, Owed, HashSet<(EventId, WebhookId)>);

@@ -1,0 +1,229 @@
+//! From a stream entry to a settled delivery.
+//!
+//! [`intake`] turns entries into deliveries, [`work`] makes them, [`retries`] brings back what is due, and
+//! [`watch`](mod@watch) keeps this consumer honest: beats, claims, lanes that wait too long. A crash at any point
+//! leaves entries pending and members leased; others take both over and compare them with Postgres first.
+
+mod budget;
+mod fence;
+mod intake;
+mod registry;
+mod retries;
+mod watch;
+mod work;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::watch as signal,
+    task::{JoinHandle, JoinSet},
+    time::Instant,
+};
+
+pub use self::registry::Registry;
+use self::{
+    budget::{Budget, Permit},
+    fence::Fence,
+    intake::Intake,
+};
+use crate::{
+    config::Config,
+    deliver::{Client, Target, outcome::Kept},
+    ingest::Ring,
+    lane::{self, Lanes},
+    metrics::Metrics,
+    model::{Event, Try},
+    retry::schedule::Policy,
+    settle::{self, Open, Recorder},
+    store::{Link, Store},
+    stream::{
+        Error, Keys, Redis,
+        consumer::{Claims, Reader},
+        due::Due,
+    },
+};
+
+/// How long the recorder's statement may take before its connection counts as dead.
+const RECORD_PATIENCE: Duration = Duration::from_secs(30);
+
+/// One delivery in hand.
+struct Delivery {
+    event: Arc<Event>,
+    target: Arc<Target>,
+    tried: Try,
+    /// From the schedule: a row there moves on with the outcome.
+    was_scheduled: bool,
+    /// The stream entry it keeps open; none for deliveries from the schedule.
+    entry: Option<Arc<Open>>,
+    /// A lease of `due` ends then, and with it the right to send.
+    leased_until: Option<Instant>,
+    permit: Permit,
+}
+
+/// What all tasks of a dispatcher share.
+struct Context {
+    store: Store,
+    registry: Registry,
+    lanes: Lanes<Delivery>,
+    client: Client,
+    recorder: settle::Handle<Permit>,
+    policy: Policy,
+    kept: Kept,
+    fence: Fence,
+    /// Entries read and not yet acked: by id, with the first id of their batch.
+    open: Arc<Mutex<HashMap<String, i64>>>,
+    /// Deliveries being made. A drain waits for these and for nothing else.
+    workers: Mutex<JoinSet<()>>,
+    first_budget: Budget,
+    retry_budget: Budget,
+    config: Arc<Config>,
+    metrics: Arc<Metrics>,
+}
+
+impl Context {
+    fn open(&self) -> MutexGuard<'_, HashMap<String, i64>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a dispatcher is made of.
+pub struct Parts {
+    pub config: Arc<Config>,
+    pub store: Store,
+    pub redis: Redis,
+    pub keys: Keys,
+    /// This process's instance id, which names the consumer.
+    pub instance: i64,
+    pub ring: Option<Arc<Ring>>,
+    pub metrics: Arc<Metrics>,
+}
+
+/// A running dispatcher.
+pub struct Dispatcher {
+    context: Arc<Context>,
+    claims: Claims,
+    loops: Vec<JoinHandle<()>>,
+    recorder: JoinHandle<()>,
+    grace: Duration,
+}
+
+impl Dispatcher {
+    /// Starts all loops in the current runtime.
+    ///
+    /// # Errors
+    /// When the Redis URL cannot be used. An absent Redis is waited for.
+    pub fn start(parts: Parts, stop: signal::Receiver<bool>) -> Result<Dispatcher, Error> {
+        let Parts { config, store, redis, keys, instance, ring, metrics } = parts;
+        let open = Arc::new(Mutex::new(HashMap::new()));
+        let closing = open.clone();
+        let (recorder, recorder_loop) = Recorder::new(settle::Parts {
+            link: Link::new(store.address().clone(), RECORD_PATIENCE),
+            redis: redis.commands()?,
+            keys: keys.clone(),
+            horizon: config.retry.horizon,
+            due_max: config.retry.due_max,
+            queue_max: config.dispatch.held_max,
+            closed: Box::new(move |entry: &Open| {
+                let mut open: MutexGuard<'_, HashMap<String, i64>> =
+                    closing.lock().unwrap_or_else(PoisonError::into_inner);
+                open.remove(&entry.id);
+            }),
+            metrics: metrics.clone(),
+        });
+        let context = Arc::new(Context::new(&config, store.clone(), recorder, open, metrics.clone()));
+        let consumer = format!("dispatcher-{instance}");
+        let claims = Claims::new(redis.commands()?, keys.clone(), consumer.clone());
+        let due = Due::new(redis.commands()?, keys.clone(), config.retry.due_max);
+        let intake = Intake::new(context.clone(), ring);
+        let reader = Reader::new(redis.clone(), keys, consumer);
+        let loops = vec![
+            tokio::spawn(intake.clone().run(reader, claims.clone(), stop.clone())),
+            tokio::spawn(watch::beats(context.clone(), claims.clone(), stop.clone())),
+            tokio::spawn(watch::claims(intake, claims.clone(), stop.clone())),
+            tokio::spawn(watch::lanes(context.clone(), stop.clone())),
+            tokio::spawn(watch::registry(context.clone(), stop.clone())),
+            tokio::spawn(retries::run(context.clone(), due.clone(), stop.clone())),
+            tokio::spawn(crate::retry::feeder::run(store, due, config.retry.horizon, metrics, stop)),
+        ];
+        Ok(Dispatcher {
+            context,
+            claims,
+            loops,
+            recorder: tokio::spawn(recorder_loop.run()),
+            grace: config.dispatch.grace,
+        })
+    }
+
+    /// After the stop signal: lets go of what has not begun, waits for what is in flight, records it, and
+    /// takes the beat back so that others take over at once.
+    pub async fn drain(self) {
+        let Dispatcher { context, mut claims, loops, recorder, grace } = self;
+        for task in loops {
+            // A loop that panicked has nothing left to finish.
+            let _ = task.await;
+        }
+        for lane in context.lanes.all() {
+            // Their entries are pending and their retries leased: they are others' from here on.
+            drop(lane.clear());
+        }
+        let mut workers =
+            std::mem::take(&mut *context.workers.lock().unwrap_or_else(PoisonError::into_inner));
+        let finished =
+            tokio::time::timeout(grace, async { while workers.join_next().await.is_some() {} }).await;
+        if finished.is_err() {
+            tracing::warn!(in_flight = workers.len(), "grace over, requests abandoned");
+        }
+        drop(workers);
+        // The recorder ends with the last handle to it.
+        drop(context);
+        if tokio::time::timeout(grace, recorder).await.is_err() {
+            tracing::warn!("grace over, outcomes not recorded");
+        }
+        if let Err(error) = claims.leave().await {
+            tracing::debug!(error = crate::chain(&error), "beat not taken back");
+        }
+    }
+}
+
+impl Context {
+    fn new(
+        config: &Arc<Config>,
+        store: Store,
+        recorder: settle::Handle<Permit>,
+        open: Arc<Mutex<HashMap<String, i64>>>,
+        metrics: Arc<Metrics>,
+    ) -> Context {
+        let (dispatch, deliver) = (&config.dispatch, &config.deliver);
+        Context {
+            registry: Registry::new(store.clone()),
+            store,
+            lanes: Lanes::new(lane::Limits {
+                in_flight_max: config.lane.in_flight_max,
+                queue_max: config.lane.queue_max,
+                retries_max: dispatch.retries_held_max / 2,
+                hold: dispatch.hold,
+                idle: config.lane.idle,
+            }),
+            client: Client::new(
+                deliver,
+                config.retry.retry_after_max,
+                config.targets.allow_private,
+                metrics.clone(),
+            ),
+            recorder,
+            policy: Policy::new(&config.retry, deliver.timeout),
+            kept: Kept { success: deliver.success_bytes_kept, failure: deliver.failure_bytes_kept },
+            fence: Fence::new(dispatch.dead_after),
+            open,
+            workers: Mutex::new(JoinSet::new()),
+            first_budget: Budget::new(dispatch.held_max, dispatch.held_bytes_max),
+            retry_budget: Budget::new(dispatch.retries_held_max, dispatch.held_bytes_max / 4),
+            config: config.clone(),
+            metrics,
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What keeps a dispatcher honest while it works: its beat, claims from consumers that died, its own entries
+//! that a broken connection swallowed, and deliveries that wait in a lane for too long.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::watch, time::Instant};
+
+use super::{Context, intake::Intake, work};
+use crate::stream::consumer::Claims;
+
+/// Between looks at the lanes' queues: a quarter second late is late enough for a hold of seconds.
+const LANES: Duration = Duration::from_millis(250);
+
+/// Entries claimed or resumed in one go.
+const CLAIM_MAX: usize = 64;
+
+/// Sleeps, and says whether to go on.
+async fn pause(time: Duration, stop: &mut watch::Receiver<bool>) -> bool {
+    tokio::select! {
+        () = tokio::time::sleep(time) => true,
+        () = crate::stopped(stop) => false,
+    }
+}
+
+/// Beats, and tells the fence. It goes on during the drain of what is in flight, until all loops are done.
+pub(super) async fn beats(context: Arc<Context>, mut claims: Claims, mut stop: watch::Receiver<bool>) {
+    let every = context.config.dispatch.beat;
+    loop {
+        let sent = Instant::now();
+        match claims.beat().await {
+            Ok(()) => context.fence.beaten(sent),
+            Err(error) => tracing::debug!(error = crate::chain(&error), "no beat"),
+        }
+        if !pause(every, &mut stop).await {
+            return;
+        }
+    }
+}
+
+/// Takes up what nobody holds.
+pub(super) async fn claims(intake: Intake, mut claims: Claims, mut stop: watch::Receiver<bool>) {
+    let dispatch = intake.context.config.dispatch.clone();
+    // Own entries are looked for less often: a scan of what is pending costs more than one of consumers.
+    let mut turn = 0u32;
+    while pause(dispatch.beat, &mut stop).await {
+        turn = turn.wrapping_add(1);
+        let metrics = intake.context.metrics.clone();
+        match claims.claim(dispatch.dead_after, CLAIM_MAX).await {
+            Ok(entries) => {
+                metrics.dispatch.claimed.increment(entries.len() as u64);
+                intake.take(entries, true, &mut stop).await;
+            }
+            Err(error) => tracing::debug!(error = crate::chain(&error), "nothing claimed"),
+        }
+        if turn.is_multiple_of(5) {
+            let held = |id: &str| intake.context.open().contains_key(id);
+            match claims.unheld(held, CLAIM_MAX).await {
+                Ok(entries) => {
+                    metrics.dispatch.resumed.increment(entries.len() as u64);
+                    intake.take(entries, true, &mut stop).await;
+                }
+                Err(error) => tracing::debug!(error = crate::chain(&error), "own entries not looked at"),
+            }
+        }
+    }
+}
+
+/// Parks what waits too long, forgets idle lanes, and keeps the gauges.
+pub(super) async fn lanes(context: Arc<Context>, mut stop: watch::Receiver<bool>) {
+    while pause(LANES, &mut stop).await {
+        for lane in context.lanes.all() {
+            for (delivery, wait) in lane.overdue() {
+                context.metrics.lane.parked_full.increment(1);
+                work::park(&context, delivery, wait, "parked").await;
+            }
+        }
+        let (open, queued) = context.lanes.tidy();
+        context.metrics.lane.open.set(open as f64);
+        context.metrics.lane.queued.set(queued as f64);
+        context.metrics.dispatch.held.set((context.first_budget.held() + context.retry_budget.held()) as f64);
+    }
+}
+
+/// Notices changed webhooks within a second, also when no event comes to say so.
+pub(super) async fn registry(context: Arc<Context>, mut stop: watch::Receiver<bool>) {
+    while pause(Duration::from_secs(1), &mut stop).await {
+        if let Err(error) = context.registry.poll().await {
+            tracing::debug!(error = crate::chain(&error), "changes of webhooks not read");
+        }
+    }
+}

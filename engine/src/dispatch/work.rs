@@ -1,0 +1,223 @@
+//! Making deliveries. Each lane has as many workers as it has requests in flight; a worker takes the lane's
+//! next delivery when it has done one, and ends when there is none.
+
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{Context, Delivery};
+use crate::{
+    deliver::{Verdict, outcome},
+    lane::{Admission, Kind, Lane},
+    metrics::Metrics,
+    model::{State, Timestamp},
+    retry::schedule,
+    settle::Item,
+    store::settle::{Attempt, Later, Record, Status},
+};
+
+/// How long a paused webhook's delivery rests before it is looked at again.
+const PAUSED: Duration = Duration::from_secs(60);
+
+/// Beyond a request's time-out, before its lease or its hold is over.
+pub(super) const MARGIN: Duration = Duration::from_secs(30);
+
+/// Gives a delivery to its lane.
+pub(super) async fn admit(context: &Arc<Context>, delivery: Delivery) {
+    match delivery.target.webhook.state {
+        State::Active => {}
+        State::Paused => {
+            context.metrics.lane.parked_paused.increment(1);
+            return park(context, delivery, PAUSED, "paused").await;
+        }
+        State::Disabled => {
+            return dead_without_call(context, delivery, "webhook_disabled", "the webhook is disabled").await;
+        }
+    }
+    let lane = context.lanes.of(delivery.target.webhook.id);
+    let kind = if delivery.was_scheduled { Kind::Retry } else { Kind::First };
+    match lane.admit(delivery, kind) {
+        Admission::Start(delivery) => {
+            let mut workers = context.workers.lock().unwrap_or_else(PoisonError::into_inner);
+            // The set keeps what has ended until it is asked.
+            while workers.try_join_next().is_some() {}
+            workers.spawn(worker(context.clone(), lane, delivery));
+        }
+        Admission::Queued => {}
+        Admission::Full(delivery, wait) => {
+            context.metrics.lane.parked_full.increment(1);
+            park(context, delivery, wait, "parked").await;
+        }
+    }
+}
+
+async fn worker(context: Arc<Context>, lane: Arc<Lane<Delivery>>, first: Delivery) {
+    let mut next = Some(first);
+    while let Some(delivery) = next {
+        let start = Instant::now();
+        deliver(&context, delivery).await;
+        lane.took(start.elapsed());
+        next = lane.next();
+    }
+}
+
+/// One attempt from the decision to send it to its record.
+async fn deliver(context: &Arc<Context>, mut delivery: Delivery) {
+    let timeout = context.config.deliver.timeout;
+    let lease_over = delivery.leased_until.is_some_and(|until| Instant::now() + timeout >= until);
+    if lease_over || !context.fence.holds() {
+        // Others may be sending it by now. It is dropped unsent: its entry is pending, its retry leased.
+        context.metrics.dispatch.fenced.increment(1);
+        return abandon(context, delivery);
+    }
+    let request = delivery.target.request(&delivery.event, delivery.tried, Timestamp::now());
+    let mut call = std::pin::pin!(context.client.call(request));
+    let held = tokio::time::sleep(context.config.dispatch.hold);
+    let done = tokio::select! {
+        biased;
+        done = &mut call => Some(done),
+        () = held, if delivery.entry.is_some() => None,
+    };
+    let done = match done {
+        Some(done) => done,
+        None => {
+            release_entry(context, &mut delivery, timeout).await;
+            call.await
+        }
+    };
+    let verdict = outcome::judge(done, context.kept);
+    if let Verdict::Gone(_) = &verdict {
+        disable(context, &delivery).await;
+    }
+    let record = record(context, &delivery, verdict);
+    context
+        .recorder
+        .settle(Item { record: Some(record), entry: delivery.entry, permit: Some(delivery.permit) })
+        .await;
+}
+
+/// The request goes on, but its entry need not wait for it: what is owed stands in the schedule instead.
+async fn release_entry(context: &Context, delivery: &mut Delivery, timeout: Duration) {
+    context.metrics.lane.parked_held.increment(1);
+    let mut record = blank(delivery);
+    record.later = Some(later(context, delivery, delivery.tried.attempt, timeout + MARGIN, "in_flight"));
+    context.recorder.settle(Item { record: Some(record), entry: delivery.entry.take(), permit: None }).await;
+    delivery.was_scheduled = true;
+}
+
+/// Forgets a delivery that is not ours to make any more. Its entry must not be acked by us.
+fn abandon(context: &Context, delivery: Delivery) {
+    if let Some(entry) = &delivery.entry {
+        context.open().remove(&entry.id);
+    }
+}
+
+/// Puts a delivery into the schedule without an attempt.
+pub(super) async fn park(context: &Context, delivery: Delivery, wait: Duration, reason: &'static str) {
+    let mut record = blank(&delivery);
+    record.later = Some(later(context, &delivery, delivery.tried.attempt, wait, reason));
+    context
+        .recorder
+        .settle(Item { record: Some(record), entry: delivery.entry, permit: Some(delivery.permit) })
+        .await;
+}
+
+/// Ends a delivery as a dead letter without a call.
+pub(super) async fn dead_without_call(
+    context: &Context,
+    delivery: Delivery,
+    code: &'static str,
+    reason: &str,
+) {
+    let mut record = blank(&delivery);
+    record.attempt = Some(Attempt {
+        status: Status::Dead,
+        code: None,
+        body: None,
+        error: Some(reason.to_owned()),
+        reason_code: code,
+        duration_ms: 0,
+    });
+    record.dead = Some(reason.to_owned());
+    context
+        .recorder
+        .settle(Item { record: Some(record), entry: delivery.entry, permit: Some(delivery.permit) })
+        .await;
+}
+
+fn blank(delivery: &Delivery) -> Record {
+    Record {
+        event: delivery.event.id,
+        webhook: delivery.target.webhook.id,
+        account: delivery.event.account,
+        tried: delivery.tried,
+        was_scheduled: delivery.was_scheduled,
+        attempt: None,
+        later: None,
+        dead: None,
+    }
+}
+
+fn later(
+    context: &Context,
+    delivery: &Delivery,
+    next_attempt: i16,
+    wait: Duration,
+    reason: &'static str,
+) -> Later {
+    let ms = |d: Duration| i64::try_from(d.as_millis()).unwrap_or(i64::MAX);
+    Later {
+        next_attempt,
+        delay_ms: ms(wait),
+        expires_ms: ms(context.policy.expiry().max(wait + Duration::from_secs(10))),
+        reason,
+        existing: delivery.was_scheduled,
+    }
+}
+
+/// What to write for a verdict.
+fn record(context: &Context, delivery: &Delivery, verdict: Verdict) -> Record {
+    let Metrics { deliver, .. } = &*context.metrics;
+    let mut record = blank(delivery);
+    let attempt = match verdict {
+        Verdict::Delivered(attempt) => {
+            deliver.delivered.increment(1);
+            attempt
+        }
+        Verdict::Gone(attempt) => {
+            deliver.dead.increment(1);
+            record.dead = Some("the endpoint answered 410 Gone; the webhook was disabled".to_owned());
+            attempt
+        }
+        Verdict::Retry { mut attempt, after } => {
+            let tries = delivery.tried.attempt;
+            match context.policy.wait(tries, after, schedule::random()) {
+                Some(wait) => {
+                    deliver.retried.increment(1);
+                    record.later = Some(later(context, delivery, tries + 1, wait, "retry"));
+                }
+                None => {
+                    deliver.dead.increment(1);
+                    attempt.status = Status::Dead;
+                    let last = attempt.error.as_deref().unwrap_or("no reason known");
+                    record.dead = Some(format!("all {tries} attempts failed; the last: {last}"));
+                }
+            }
+            attempt
+        }
+    };
+    record.attempt = Some(attempt);
+    record
+}
+
+/// 410 says that the endpoint will not come back: its webhook gets nothing more until somebody enables it.
+async fn disable(context: &Context, delivery: &Delivery) {
+    let webhook = delivery.target.webhook.id;
+    match context.store.disable_webhook(webhook, "410 Gone").await {
+        Ok(()) => tracing::info!(%webhook, "webhook disabled: its endpoint answered 410 Gone"),
+        Err(error) => tracing::warn!(%webhook, error = crate::chain(&error), "webhook not disabled"),
+    }
+}

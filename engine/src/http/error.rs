@@ -1,0 +1,167 @@
+//! Every error the API answers with: the only place that knows status codes. The client gets a stable code
+//! and what to do; the cause goes to the log.
+
+use std::borrow::Cow;
+
+use hyper::{
+    Response, StatusCode,
+    header::{ALLOW, CONNECTION, HeaderValue, RETRY_AFTER},
+};
+
+use super::reply::{self, Body};
+use crate::{ingest, store};
+
+/// An answer that is not 2xx.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    message: Cow<'static, str>,
+    allow: Option<&'static str>,
+    /// The rest of the request was not read, so the connection cannot be used again.
+    close: bool,
+}
+
+impl ApiError {
+    pub(super) fn new(
+        status: StatusCode,
+        code: &'static str,
+        message: impl Into<Cow<'static, str>>,
+    ) -> ApiError {
+        ApiError { status, code, message: message.into(), allow: None, close: false }
+    }
+
+    pub(super) fn bad(code: &'static str, message: impl Into<Cow<'static, str>>) -> ApiError {
+        ApiError::new(StatusCode::BAD_REQUEST, code, message)
+    }
+
+    pub(super) fn unprocessable(code: &'static str, message: impl Into<Cow<'static, str>>) -> ApiError {
+        ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, code, message)
+    }
+
+    pub(super) fn no_such_path() -> ApiError {
+        ApiError::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
+    }
+
+    pub(super) fn not_found(what: &'static str) -> ApiError {
+        ApiError::new(StatusCode::NOT_FOUND, "not_found", format!("there is no such {what} in this account"))
+    }
+
+    pub(super) fn conflict(code: &'static str, message: &'static str) -> ApiError {
+        ApiError::new(StatusCode::CONFLICT, code, message)
+    }
+
+    pub(super) fn method(allow: &'static str) -> ApiError {
+        let mut error = ApiError::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            format!("this path takes {allow}"),
+        );
+        error.allow = Some(allow);
+        error
+    }
+
+    pub(super) fn unauthorized(message: &'static str) -> ApiError {
+        ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
+    }
+
+    pub(super) fn forbidden(message: &'static str) -> ApiError {
+        ApiError::new(StatusCode::FORBIDDEN, "forbidden", message)
+    }
+
+    pub(super) fn media_type() -> ApiError {
+        ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            "send JSON with `Content-Type: application/json`",
+        )
+    }
+
+    pub(super) fn too_large(max: usize) -> ApiError {
+        let message = format!("the body must be at most {max} bytes");
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message).closing()
+    }
+
+    pub(super) fn body_timeout() -> ApiError {
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body did not arrive in time")
+            .closing()
+    }
+
+    pub(super) fn broken_body() -> ApiError {
+        ApiError::bad("broken_body", "the body ended early").closing()
+    }
+
+    pub(super) fn unavailable() -> ApiError {
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "unavailable",
+            "the database did not answer; send the request again after a while",
+        )
+    }
+
+    fn closing(mut self) -> ApiError {
+        self.close = true;
+        self
+    }
+
+    pub(super) fn into_response(self) -> Response<Body> {
+        let body =
+            serde_json::json!({ "ok": false, "error": { "code": self.code, "message": self.message } });
+        let mut response = reply::json(self.status, body.to_string().into());
+        let headers = response.headers_mut();
+        if let Some(allow) = self.allow {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if self.close {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+impl From<store::Error> for ApiError {
+    fn from(error: store::Error) -> ApiError {
+        tracing::debug!(error = crate::chain(&error), "request failed");
+        ApiError::unavailable()
+    }
+}
+
+impl From<ingest::Error> for ApiError {
+    fn from(error: ingest::Error) -> ApiError {
+        tracing::debug!(error = crate::chain(&error), "event refused");
+        let unavailable =
+            |code, message: &'static str| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, message);
+        match error {
+            ingest::Error::Full => unavailable(
+                "overloaded",
+                "more events arrive than can be committed; send this one again after a while",
+            ),
+            ingest::Error::Late | ingest::Error::Store(_) => unavailable(
+                "unavailable",
+                "the event could not be committed in time and may or may not be accepted; send it again after a while",
+            ),
+            ingest::Error::Stopping => {
+                unavailable("stopping", "this process is stopping; send the event again").closing()
+            }
+            ingest::Error::Rejected(_) => ApiError::bad("event_rejected", "the database refuses this event"),
+        }
+    }
+}
+
+impl From<ingest::keys::Error> for ApiError {
+    fn from(error: ingest::keys::Error) -> ApiError {
+        match error {
+            ingest::keys::Error::Invalid => ApiError::unauthorized("the API key in `x-api-key` is not valid"),
+            ingest::keys::Error::Unavailable => ApiError::unavailable(),
+        }
+    }
+}
+
+impl From<ingest::Invalid> for ApiError {
+    fn from(invalid: ingest::Invalid) -> ApiError {
+        ApiError::bad(invalid.code, invalid.message)
+    }
+}

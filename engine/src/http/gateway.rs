@@ -1,0 +1,93 @@
+//! The gateway: which path and method is which call, and whose key it comes with.
+
+use std::sync::Arc;
+
+use hyper::{HeaderMap, Method, Request, Response, body::Incoming};
+
+use super::{
+    ApiError, Service, deliveries, dlq, events,
+    reply::{self, Body},
+    webhooks,
+};
+use crate::{
+    config::Config,
+    ingest::{Queue, keys::Keys},
+    metrics::Metrics,
+    store::{
+        Store,
+        accounts::{KeyOwner, Scope},
+    },
+    stream::{consumer::Claims, due::Due},
+};
+
+/// What the gateway's calls need.
+pub struct Gateway {
+    pub config: Arc<Config>,
+    pub store: Store,
+    pub keys: Keys,
+    pub queue: Queue,
+    pub due: Due,
+    /// Only looked at, to say who holds an entry.
+    pub claims: Claims,
+    pub expiry_ms: i64,
+    pub metrics: Arc<Metrics>,
+}
+
+impl Service for Gateway {
+    async fn call(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        let response = match self.route(request).await {
+            Ok(response) => response,
+            Err(error) => error.into_response(),
+        };
+        let http = &self.metrics.http;
+        match response.status().as_u16() {
+            ..400 => http.ok.increment(1),
+            400..500 => http.refused.increment(1),
+            _ => http.failed.increment(1),
+        }
+        response
+    }
+}
+
+impl Gateway {
+    async fn route(&self, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+        let path = request.uri().path().to_owned();
+        let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(&path).split('/').collect();
+        let (get, post) = (request.method() == Method::GET, request.method() == Method::POST);
+        match segments[..] {
+            ["send-event"] if post => events::send(self, request).await,
+            ["events"] if get => events::list(self, request).await,
+            ["events", id] if get => deliveries::event(self, &request, id).await,
+            ["events", id, "attempts"] if get => deliveries::attempts(self, &request, id).await,
+            ["register-webhook"] if post => webhooks::register(self, request).await,
+            ["dlq"] if get => dlq::list(self, &request).await,
+            ["dlq", id, "retry"] if post => dlq::retry(self, &request, id).await,
+            ["health"] if get => Ok(reply::health("api-gateway")),
+            ["metrics"] if get => Ok(reply::metrics(&self.metrics)),
+            ["send-event" | "register-webhook"] | ["dlq", _, "retry"] => Err(ApiError::method("POST")),
+            ["events" | "dlq" | "health" | "metrics"] | ["events", _] | ["events", _, "attempts"] => {
+                Err(ApiError::method("GET"))
+            }
+            _ => Err(ApiError::no_such_path()),
+        }
+    }
+
+    /// Whose key a request comes with. A second key is refused rather than ignored.
+    pub(super) async fn owner(&self, headers: &HeaderMap) -> Result<KeyOwner, ApiError> {
+        let mut keys = headers.get_all("x-api-key").iter();
+        match (keys.next(), keys.next()) {
+            (Some(key), None) => Ok(self.keys.owner(key.as_bytes()).await?),
+            (None, _) => Err(ApiError::unauthorized("send your API key in `x-api-key`")),
+            _ => Err(ApiError::unauthorized("send one `x-api-key` only")),
+        }
+    }
+
+    /// As [`owner`](Gateway::owner), for a key that may do more than send events.
+    pub(super) async fn manager(&self, headers: &HeaderMap) -> Result<KeyOwner, ApiError> {
+        let owner = self.owner(headers).await?;
+        match owner.scope {
+            Scope::Manage => Ok(owner),
+            Scope::Send => Err(ApiError::forbidden("this API key may only send events")),
+        }
+    }
+}

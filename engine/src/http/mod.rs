@@ -1,0 +1,43 @@
+//! The two HTTP servers: the gateway, which is the API, and the dispatcher's small one.
+//!
+//! A crash here loses nothing that was answered with a 2xx: those events are committed.
+
+mod body;
+mod deliveries;
+mod dlq;
+mod error;
+mod events;
+mod gateway;
+mod query;
+mod reply;
+mod server;
+mod webhooks;
+
+use std::sync::Arc;
+
+use hyper::{Method, Request, Response, body::Incoming};
+
+use self::{error::ApiError, reply::Body};
+pub use self::{gateway::Gateway, server::Server};
+use crate::metrics::Metrics;
+
+/// Answers requests. One for each server.
+pub trait Service: Send + Sync + 'static {
+    fn call(self: Arc<Self>, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
+}
+
+/// The dispatcher's server: health and metrics.
+pub struct Dispatcher {
+    pub metrics: Arc<Metrics>,
+}
+
+impl Service for Dispatcher {
+    async fn call(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        match (request.uri().path(), request.method()) {
+            ("/health", &Method::GET) => reply::health("dispatcher-worker"),
+            ("/metrics", &Method::GET) => reply::metrics(&self.metrics),
+            ("/health" | "/metrics", _) => ApiError::method("GET").into_response(),
+            _ => ApiError::no_such_path().into_response(),
+        }
+    }
+}

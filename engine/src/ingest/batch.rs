@@ -1,0 +1,145 @@
+//! Which events go into the next group commit, and under which ids. Pure.
+
+use std::time::Duration;
+
+use crate::store::events::BLOCK;
+
+/// A block older than this is given up, so that ids are ordered by time to about a second over all
+/// gateways: a quiet one must not answer with ids far below a busy one's.
+const BLOCK_AGE_MAX: Duration = Duration::from_secs(1);
+
+/// Bounds of one group commit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) events: usize,
+    pub(super) bytes: usize,
+}
+
+impl Limits {
+    /// How many of the waiting events, whose sizes these are in order, make the next batch. At least one of
+    /// them: a single event may be larger than the bound on bytes.
+    pub(super) fn fit(self, sizes: impl Iterator<Item = usize>) -> usize {
+        let mut bytes = 0usize;
+        let mut n = 0;
+        for size in sizes.take(self.events) {
+            bytes = bytes.saturating_add(size);
+            if n > 0 && bytes > self.bytes {
+                break;
+            }
+            n += 1;
+        }
+        n
+    }
+}
+
+/// Ids at hand: what is left of one block, and the block fetched ahead.
+#[derive(Debug)]
+pub(super) struct Ids<T> {
+    /// Next id, end, and when the block was fetched.
+    current: Option<(i64, i64, T)>,
+    ahead: Option<(i64, T)>,
+}
+
+/// A moment, so that tests need no clock.
+pub(super) trait Moment: Copy {
+    fn since(self, earlier: Self) -> Duration;
+}
+
+impl Moment for tokio::time::Instant {
+    fn since(self, earlier: Self) -> Duration {
+        self.saturating_duration_since(earlier)
+    }
+}
+
+impl<T> Default for Ids<T> {
+    fn default() -> Ids<T> {
+        Ids { current: None, ahead: None }
+    }
+}
+
+impl<T: Moment> Ids<T> {
+    /// The first of `n` consecutive ids of one block, or none when a block has to be fetched first.
+    pub(super) fn take(&mut self, n: usize, now: T) -> Option<i64> {
+        let n = i64::try_from(n).ok().filter(|n| *n <= BLOCK)?;
+        let fresh = |fetched: T| now.since(fetched) < BLOCK_AGE_MAX;
+        if let Some((next, end, fetched)) = &mut self.current
+            && fresh(*fetched)
+            && *end - *next >= n
+        {
+            let first = *next;
+            *next += n;
+            return Some(first);
+        }
+        // The rest of the block is given up: ids are not scarce, and a batch never spans two blocks.
+        self.current = None;
+        let (block, fetched) = self.ahead.take()?;
+        if !fresh(fetched) {
+            return None;
+        }
+        let first = block * BLOCK;
+        self.current = Some((first + n, first + BLOCK, fetched));
+        Some(first)
+    }
+
+    /// Whether the next commit should bring a block.
+    pub(super) fn wants_block(&self, now: T) -> bool {
+        self.ahead.is_none_or(|(_, fetched)| now.since(fetched) >= BLOCK_AGE_MAX / 2)
+    }
+
+    pub(super) fn bring(&mut self, block: i64, now: T) {
+        self.ahead = Some((block, now));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    impl Moment for u64 {
+        fn since(self, earlier: u64) -> Duration {
+            Duration::from_millis(self - earlier)
+        }
+    }
+
+    #[test]
+    fn a_batch_is_bounded_by_events_and_bytes_but_never_empty() {
+        let limits = Limits { events: 3, bytes: 10 };
+        assert_eq!(limits.fit([].into_iter()), 0);
+        assert_eq!(limits.fit([100].into_iter()), 1);
+        assert_eq!(limits.fit([4, 4, 4].into_iter()), 2);
+        assert_eq!(limits.fit([1, 1, 1, 1].into_iter()), 3);
+    }
+
+    proptest! {
+        #[test]
+        fn ranges_never_overlap_nor_span_blocks(steps in prop::collection::vec((1usize..=1024, 0u64..700), 1..200)) {
+            let (mut ids, mut block, mut now, mut last) = (Ids::default(), 0, 0u64, -1);
+            for (n, pause) in steps {
+                now += pause;
+                let first = match ids.take(n, now) {
+                    Some(first) => first,
+                    None => {
+                        block += 1;
+                        ids.bring(block, now);
+                        ids.take(n, now).expect("a fresh block holds any batch")
+                    }
+                };
+                prop_assert!(first > last);
+                last = first + n as i64 - 1;
+                prop_assert_eq!(first / BLOCK, last / BLOCK);
+            }
+        }
+    }
+
+    #[test]
+    fn an_old_block_is_given_up() {
+        let mut ids = Ids::default();
+        ids.bring(5, 0u64);
+        assert_eq!(ids.take(10, 10), Some(5 * BLOCK));
+        assert_eq!(ids.take(10, 20), Some(5 * BLOCK + 10));
+        assert_eq!(ids.take(10, 1000), None);
+        assert!(ids.wants_block(1000));
+    }
+}

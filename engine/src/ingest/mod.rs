@@ -1,0 +1,65 @@
+//! From an accepted request to a committed event.
+//!
+//! A 201 is given after the commit and not before (P1). A crash before the commit loses only what nobody
+//! was told was accepted; a crash after it leaves a batch row that another process streams.
+
+mod batch;
+mod batcher;
+mod event;
+pub mod keys;
+mod queue;
+mod ring;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+pub use self::{
+    batcher::Batcher,
+    event::{Draft, Invalid},
+    queue::Queue,
+    ring::Ring,
+};
+use crate::{
+    model::{AccountId, EventId, Timestamp},
+    store,
+};
+
+/// Why an event was not accepted.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the ingest queue is full")]
+    Full,
+    #[error("the commit did not come in time")]
+    Late,
+    #[error("the commit failed")]
+    Store(#[source] Arc<store::Error>),
+    #[error("Postgres refuses this event")]
+    Rejected(#[source] Arc<store::Error>),
+    #[error("the process is stopping")]
+    Stopping,
+}
+
+/// What an accepted event got.
+#[derive(Clone, Copy, Debug)]
+pub struct Receipt {
+    pub id: EventId,
+    pub created_at: Timestamp,
+}
+
+type Answer = Result<Receipt, Error>;
+
+/// An event that waits for its commit.
+struct Pending {
+    account: AccountId,
+    kind: Box<str>,
+    payload: Bytes,
+    answer: oneshot::Sender<Answer>,
+}
+
+impl Pending {
+    fn bytes(&self) -> usize {
+        self.kind.len() + self.payload.len()
+    }
+}

@@ -1,0 +1,233 @@
+//! The command line: flags -> configuration -> runtime -> engine -> exit code, and nothing else.
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use eventpulse::{
+    chain,
+    config::{self, Config, Roles},
+    dev,
+    engine::Engine,
+    store::{Address, migrate},
+};
+
+/// Of sysexits(3): the command was used wrongly, here by its configuration.
+const EX_USAGE: u8 = 64;
+
+/// A webhook engine: events in by HTTP, committed to Postgres, delivered signed, retried, never lost.
+#[derive(Parser)]
+#[command(name = "eventpulse", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Args)]
+struct Settings {
+    /// A TOML file with settings; the environment and flags win over it.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The gateway's port.
+    #[arg(long, global = true)]
+    port: Option<u16>,
+    /// The dispatcher's port, for health and metrics.
+    #[arg(long, global = true, value_name = "PORT")]
+    dispatcher_port: Option<u16>,
+    /// Check the configuration and exit.
+    #[arg(long, global = true)]
+    check_config: bool,
+    /// Print the configuration as TOML, secrets hidden, and exit.
+    #[arg(long, global = true)]
+    dump_config: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run with a private Postgres and Redis, and show a signed round trip.
+    Dev(dev::Options),
+    /// Run the gateway, the dispatcher, or both.
+    Serve {
+        /// One role only; both without it.
+        #[arg(long)]
+        role: Option<Role>,
+        /// Migrate the database first.
+        #[arg(long)]
+        migrate: bool,
+    },
+    /// Bring the database to this version's schema.
+    Migrate,
+    /// Ask a running process whether it is well; exit 0 if so.
+    Healthcheck {
+        #[arg(long)]
+        role: Option<Role>,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Role {
+    Api,
+    Dispatcher,
+}
+
+fn roles(role: Option<Role>) -> Roles {
+    match role {
+        None => Roles::Both,
+        Some(Role::Api) => Roles::Api,
+        Some(Role::Dispatcher) => Roles::Dispatcher,
+    }
+}
+
+/// Why the program ends with a code other than 0.
+enum Failure {
+    Usage(String),
+    Other(String),
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Failure {
+        Failure::Other(chain(&error))
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::from)
+        .and_then(|runtime| runtime.block_on(run(cli)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage(text)) => {
+            eprintln!("{text}");
+            ExitCode::from(EX_USAGE)
+        }
+        Err(Failure::Other(text)) => {
+            eprintln!("eventpulse: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Failure> {
+    let role = match &cli.command {
+        Some(Command::Serve { role, .. } | Command::Healthcheck { role }) => *role,
+        _ => None,
+    };
+    let config = configuration(&cli.settings, matches!(role, Some(Role::Dispatcher)))?;
+    if cli.settings.dump_config {
+        print!("{}", config.dump());
+        return Ok(());
+    }
+    if cli.settings.check_config {
+        config.validate(roles(role)).map_err(|e| Failure::Usage(e.to_string()))?;
+        println!("the configuration is valid");
+        return Ok(());
+    }
+    match cli.command {
+        None => {
+            Err(Failure::Usage("say what to do: dev, serve, migrate or healthcheck (see --help)".to_owned()))
+        }
+        Some(Command::Dev(options)) => Ok(dev::run(config, options, terminated()).await?),
+        Some(Command::Serve { role, migrate }) => serve(config, roles(role), migrate).await,
+        Some(Command::Migrate) => migrate_database(&config).await,
+        Some(Command::Healthcheck { role }) => healthcheck(&config, roles(role)).await,
+    }
+}
+
+fn configuration(settings: &Settings, dispatcher_only: bool) -> Result<Config, Failure> {
+    let usage = |error: config::Error| Failure::Usage(error.to_string());
+    let mut variables = config::load::environment().map_err(usage)?;
+    // With the dispatcher alone, PORT is its port unless it has one of its own.
+    if dispatcher_only
+        && !variables.contains_key("DISPATCHER_PORT")
+        && let Some(port) = variables.remove("PORT")
+    {
+        variables.insert("DISPATCHER_PORT".to_owned(), port);
+    }
+    let mut flags = Vec::new();
+    if let Some(port) = settings.port {
+        flags.push(("http.port", port.to_string()));
+    }
+    if let Some(port) = settings.dispatcher_port {
+        flags.push(("http.dispatcher_port", port.to_string()));
+    }
+    let config = config::load(settings.config.as_deref(), &variables, &flags).map_err(usage)?;
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log.filter)
+        .map_err(|error| Failure::Usage(format!("log.filter: {error}")))?;
+    // Fails only when there is a subscriber already, and then logs go there.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    Ok(config)
+}
+
+async fn serve(config: Config, roles: Roles, migrate: bool) -> Result<(), Failure> {
+    config.validate(roles).map_err(|e| Failure::Usage(e.to_string()))?;
+    if migrate {
+        migrate_database(&config).await?;
+    }
+    let term = terminated();
+    let mut engine = Engine::start(config, roles).await?;
+    let show =
+        |address: Option<std::net::SocketAddr>| address.map_or_else(|| "-".to_owned(), |a| a.to_string());
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        gateway = show(engine.gateway),
+        dispatcher = show(engine.dispatcher),
+        "ready"
+    );
+    tokio::select! {
+        () = term => Ok(engine.shutdown().await?),
+        error = engine.ended() => Err(error.into()),
+    }
+}
+
+async fn migrate_database(config: &Config) -> Result<(), Failure> {
+    if config.database_url.is_empty() {
+        return Err(Failure::Usage("DATABASE_URL is not set".to_owned()));
+    }
+    let store = eventpulse::store::Store::new(config.database_url.reveal(), 1)?;
+    migrate::wait_for(&store, Duration::from_secs(60)).await?;
+    let applied = migrate::migrate(&Address::parse(config.database_url.reveal())?).await?;
+    tracing::info!(applied, "database migrated");
+    Ok(())
+}
+
+async fn healthcheck(config: &Config, roles: Roles) -> Result<(), Failure> {
+    let host = if config.http.listen.is_unspecified() {
+        std::net::Ipv4Addr::LOCALHOST.into()
+    } else {
+        config.http.listen
+    };
+    let ports = [(roles.api(), config.http.port), (roles.dispatcher(), config.http.dispatcher_port)];
+    for port in ports.into_iter().filter(|(wanted, _)| *wanted).map(|(_, port)| port) {
+        let address = std::net::SocketAddr::new(host, port);
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(3)).build()?;
+        client.get(format!("http://{address}/health")).send().await?.error_for_status()?;
+    }
+    println!("ok");
+    Ok(())
+}
+
+/// Ends on SIGTERM or Ctrl-C.
+fn terminated() -> impl Future<Output = ()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    // Registered at once: a signal during the start must not be lost.
+    let signals =
+        signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
+    async move {
+        match signals {
+            Ok((mut term, mut interrupt)) => {
+                tokio::select! {
+                    _ = term.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "signals cannot be handled; stop this process with SIGKILL");
+                std::future::pending().await
+            }
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Every metric: its name, kind, help and label values. Handles are made once, at start, and held in one
+//! struct a stage; nothing looks a metric up by name while events pass.
+//!
+//! The recorder belongs to one engine, not to the process, so that two engines in one test do not mix.
+
+use metrics::{Counter, Gauge, Histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+/// Latency buckets in seconds: from a loopback commit to a time-out.
+const SECONDS: [f64; 16] =
+    [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
+
+/// Sizes of batches, up to one block of ids and beyond.
+const SIZES: [f64; 12] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0];
+
+/// Turns the fields below into the structs, their construction and the catalogue's help texts.
+macro_rules! catalogue {
+    ($($stage:ident $stage_doc:literal {
+        $($field:ident : $kind:ident $name:literal $([$($label:literal = $value:literal),+])? $help:literal;)*
+    })*) => {
+        $(
+            #[doc = $stage_doc]
+            pub struct $stage { $(#[doc = $help] pub $field: $kind,)* }
+
+            impl $stage {
+                fn new() -> $stage {
+                    $stage { $($field: catalogue!(@make $kind $name $([$($label = $value),+])?),)* }
+                }
+            }
+        )*
+
+        fn describe() {
+            $($(catalogue!(@describe $kind $name $help);)*)*
+        }
+
+        /// The name of every metric, for the test that renders them all.
+        #[cfg(test)]
+        const NAMES: &[&str] = &[$($($name,)*)*];
+    };
+    (@make Counter $name:literal $([$($label:literal = $value:literal),+])?) => { metrics::counter!($name $(, $($label => $value),+)?) };
+    (@make Gauge $name:literal $([$($label:literal = $value:literal),+])?) => { metrics::gauge!($name $(, $($label => $value),+)?) };
+    (@make Histogram $name:literal $([$($label:literal = $value:literal),+])?) => { metrics::histogram!($name $(, $($label => $value),+)?) };
+    (@describe Counter $name:literal $help:literal) => { metrics::describe_counter!($name, $help) };
+    (@describe Gauge $name:literal $help:literal) => { metrics::describe_gauge!($name, $help) };
+    (@describe Histogram $name:literal $help:literal) => { metrics::describe_histogram!($name, $help) };
+}
+
+catalogue! {
+    Http "The gateway's server." {
+        connections: Gauge "eventpulse_http_connections" "Open connections to the gateway.";
+        ok: Counter "eventpulse_http_responses_total" ["class" = "2xx"] "Responses of the gateway by class of status.";
+        refused: Counter "eventpulse_http_responses_total" ["class" = "4xx"] "Responses of the gateway by class of status.";
+        failed: Counter "eventpulse_http_responses_total" ["class" = "5xx"] "Responses of the gateway by class of status.";
+    }
+    Ingest "From request to commit." {
+        accepted: Counter "eventpulse_ingest_events_total" "Events committed and answered with 201.";
+        queue_full: Counter "eventpulse_ingest_refused_total" ["reason" = "queue_full"] "Events refused before a commit, by reason.";
+        unavailable: Counter "eventpulse_ingest_refused_total" ["reason" = "unavailable"] "Events refused before a commit, by reason.";
+        rejected: Counter "eventpulse_ingest_refused_total" ["reason" = "rejected"] "Events refused before a commit, by reason.";
+        queued: Gauge "eventpulse_ingest_queue_events" "Events waiting for a group commit.";
+        batch_events: Histogram "eventpulse_ingest_batch_events" "Events of one group commit.";
+        commit_seconds: Histogram "eventpulse_ingest_commit_seconds" "Time of one group commit in Postgres.";
+        unknown: Counter "eventpulse_ingest_unknown_outcomes_total" "Commits whose outcome had to be looked up.";
+        splits: Counter "eventpulse_ingest_batch_splits_total" "Batches split because Postgres refused a row.";
+        key_hits: Counter "eventpulse_ingest_key_lookups_total" ["from" = "memory"] "API key look-ups by where they were answered.";
+        key_misses: Counter "eventpulse_ingest_key_lookups_total" ["from" = "postgres"] "API key look-ups by where they were answered.";
+    }
+    Stream "Between commit and dispatch." {
+        sent: Counter "eventpulse_stream_entries_total" "Stream entries added, one for each batch.";
+        send_seconds: Histogram "eventpulse_stream_send_seconds" "Time of one XADD pipeline.";
+        send_failures: Counter "eventpulse_stream_send_failures_total" "XADD pipelines that failed or got no reply.";
+        unsent: Gauge "eventpulse_stream_unsent_batches" "Committed batches that wait in memory for Redis.";
+        spilled: Counter "eventpulse_stream_spilled_total" "Batches left to Postgres because too many waited in memory.";
+    }
+    Dispatch "From entry to lane." {
+        entries: Counter "eventpulse_dispatch_entries_total" "Stream entries read.";
+        from_ring: Counter "eventpulse_dispatch_batches_total" ["from" = "ring"] "Batches by where their events were read.";
+        from_postgres: Counter "eventpulse_dispatch_batches_total" ["from" = "postgres"] "Batches by where their events were read.";
+        unmatched: Counter "eventpulse_dispatch_unmatched_total" "Events that no webhook was owed.";
+        orphans: Counter "eventpulse_dispatch_orphans_total" "References to events that do not exist.";
+        checked: Counter "eventpulse_dispatch_checked_total" "Entries whose deliveries were compared with Postgres first.";
+        claimed: Counter "eventpulse_dispatch_claimed_total" "Entries claimed from dead consumers.";
+        resumed: Counter "eventpulse_dispatch_resumed_total" "Own entries that were pending but not held.";
+        fenced: Counter "eventpulse_dispatch_fenced_total" "Deliveries dropped unsent because this consumer's beat was too old.";
+        held: Gauge "eventpulse_dispatch_held" "Deliveries held, from read to record.";
+        held_full: Counter "eventpulse_dispatch_held_full_total" "Times reading waited because as much as allowed was held.";
+    }
+    Lane "Per-webhook queues." {
+        open: Gauge "eventpulse_lane_open" "Lanes with work or recently so.";
+        queued: Gauge "eventpulse_lane_queued" "Deliveries waiting in lanes.";
+        parked_full: Counter "eventpulse_lane_parked_total" ["reason" = "parked"] "Deliveries moved from memory to the schedule, by reason.";
+        parked_held: Counter "eventpulse_lane_parked_total" ["reason" = "held"] "Deliveries moved from memory to the schedule, by reason.";
+        parked_paused: Counter "eventpulse_lane_parked_total" ["reason" = "paused"] "Deliveries moved from memory to the schedule, by reason.";
+    }
+    Deliver "The HTTP client." {
+        delivered: Counter "eventpulse_deliver_attempts_total" ["outcome" = "delivered"] "Attempts by outcome.";
+        retried: Counter "eventpulse_deliver_attempts_total" ["outcome" = "retry"] "Attempts by outcome.";
+        dead: Counter "eventpulse_deliver_attempts_total" ["outcome" = "dead"] "Attempts by outcome.";
+        in_flight: Gauge "eventpulse_deliver_in_flight" "Requests in flight.";
+        seconds: Histogram "eventpulse_deliver_seconds" "Time of one attempt.";
+        opened: Counter "eventpulse_deliver_connections_opened_total" "Connections opened to endpoints.";
+        blocked: Counter "eventpulse_deliver_targets_blocked_total" "Connections refused because the address may not be called.";
+    }
+    Settle "The recorder." {
+        records: Counter "eventpulse_settle_records_total" "Outcomes recorded in Postgres.";
+        batch_records: Histogram "eventpulse_settle_batch_records" "Outcomes of one recorder batch.";
+        commit_seconds: Histogram "eventpulse_settle_commit_seconds" "Time of one recorder batch in Postgres.";
+        failures: Counter "eventpulse_settle_failures_total" "Recorder batches that had to be tried again.";
+        rewritten: Counter "eventpulse_settle_rewritten_total" "Attempts whose texts Postgres refused and that were recorded without them.";
+        repeats: Counter "eventpulse_deliver_repeats_total" "Attempts that had been recorded before: deliveries made twice.";
+        acked: Counter "eventpulse_settle_acked_total" "Stream entries acked and deleted.";
+        redis_failures: Counter "eventpulse_settle_redis_failures_total" "Acks and due updates that Redis did not take.";
+    }
+    Retry "The schedule and its near window." {
+        scheduled: Counter "eventpulse_retry_scheduled_total" "Retries written to the schedule.";
+        leased: Counter "eventpulse_retry_leased_total" "Members leased from due.";
+        fed: Counter "eventpulse_retry_fed_total" "Members brought from the schedule into due.";
+        stale: Counter "eventpulse_retry_stale_total" "Members of due that nothing was owed for any more.";
+        expired: Counter "eventpulse_retry_expired_total" "Deliveries dead-lettered because their time was up.";
+        due: Gauge "eventpulse_retry_due" "Members of due.";
+    }
+    Dlq "Dead letters." {
+        added: Counter "eventpulse_dlq_entries_total" "Deliveries that ended as dead letters.";
+        requeued: Counter "eventpulse_dlq_requeued_total" "Dead letters requeued.";
+    }
+    Recover "Takeover and sweep." {
+        beats_missed: Counter "eventpulse_recover_beats_missed_total" "Beats that Postgres did not take.";
+        taken_over: Counter "eventpulse_recover_taken_over_total" "Batches taken over from dead instances.";
+        leftovers: Counter "eventpulse_recover_leftovers_total" "Own batches found unsent in Postgres.";
+        swept: Counter "eventpulse_sweep_batches_total" "Batches found accounted for and removed.";
+        missing: Counter "eventpulse_sweep_missing_total" "Deliveries the sweep found missing and scheduled; 0 without faults.";
+        owed: Gauge "eventpulse_sweep_batches_owed" "Batches not yet accounted for, at the last sweep.";
+    }
+}
+
+/// All handles of one engine and the way to render them.
+pub struct Metrics {
+    pub http: Http,
+    pub ingest: Ingest,
+    pub stream: Stream,
+    pub dispatch: Dispatch,
+    pub lane: Lane,
+    pub deliver: Deliver,
+    pub settle: Settle,
+    pub retry: Retry,
+    pub dlq: Dlq,
+    pub recover: Recover,
+    handle: PrometheusHandle,
+}
+
+impl Metrics {
+    pub fn new() -> Metrics {
+        let recorder = recorder();
+        let handle = recorder.handle();
+        metrics::with_local_recorder(&recorder, || {
+            describe();
+            metrics::gauge!("eventpulse_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+            Metrics {
+                http: Http::new(),
+                ingest: Ingest::new(),
+                stream: Stream::new(),
+                dispatch: Dispatch::new(),
+                lane: Lane::new(),
+                deliver: Deliver::new(),
+                settle: Settle::new(),
+                retry: Retry::new(),
+                dlq: Dlq::new(),
+                recover: Recover::new(),
+                handle,
+            }
+        })
+    }
+
+    /// The Prometheus text format.
+    pub fn render(&self) -> String {
+        self.handle.render()
+    }
+
+    /// Moves histogram samples into their buckets. Called every few seconds, or memory grows with the samples.
+    pub fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics::new()
+    }
+}
+
+fn recorder() -> PrometheusRecorder {
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
+        .and_then(|b| b.set_buckets_for_metric(Matcher::Suffix("_events".to_owned()), &SIZES))
+        .and_then(|b| b.set_buckets_for_metric(Matcher::Suffix("_records".to_owned()), &SIZES))
+        .expect("the bucket lists are not empty")
+        .build_recorder()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_renders_with_its_help() {
+        let metrics = Metrics::new();
+        metrics.ingest.commit_seconds.record(0.1);
+        metrics.upkeep();
+        let text = metrics.render();
+        for name in NAMES {
+            assert!(name.starts_with("eventpulse_"), "{name}");
+            assert!(text.contains(&format!("# HELP {name} ")), "{name} has no help in\n{text}");
+        }
+        assert!(text.contains("eventpulse_ingest_commit_seconds_bucket"), "{text}");
+    }
+
+    #[test]
+    fn two_engines_do_not_share_their_counts() {
+        let (one, two) = (Metrics::new(), Metrics::new());
+        one.ingest.accepted.increment(3);
+        assert!(one.render().contains("eventpulse_ingest_events_total 3"));
+        assert!(two.render().contains("eventpulse_ingest_events_total 0"));
+    }
+}

@@ -1,0 +1,244 @@
+//! What crosses stages: ids, events, webhooks and times. No logic beyond their own form.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use serde::{Serialize, Serializer};
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+        #[serde(transparent)]
+        pub struct $name(pub i64);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+id!(
+    /// One event. Below 2^53, so exact as a JSON number; ordered by time to about a second.
+    EventId
+);
+id!(
+    /// One webhook of an account.
+    WebhookId
+);
+id!(
+    /// A tenant: the owner of keys, webhooks and events.
+    AccountId
+);
+
+/// Milliseconds since the Unix epoch, the resolution of every time in the HTTP contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(pub i64);
+
+impl Timestamp {
+    /// The node's wall clock. Stored deadlines are computed in Postgres, not from this.
+    pub fn now() -> Timestamp {
+        SystemTime::now().into()
+    }
+
+    /// Whole seconds since the epoch, as `webhook-timestamp` wants them.
+    pub fn seconds(self) -> i64 {
+        self.0.div_euclid(1000)
+    }
+}
+
+impl From<SystemTime> for Timestamp {
+    fn from(time: SystemTime) -> Timestamp {
+        let ms = |d: Duration| i64::try_from(d.as_millis()).unwrap_or(i64::MAX);
+        Timestamp(match time.duration_since(UNIX_EPOCH) {
+            Ok(after) => ms(after),
+            Err(before) => -ms(before.duration()),
+        })
+    }
+}
+
+/// ISO-8601 in UTC with milliseconds, such as `2026-01-31T08:00:00.123Z`.
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (days, ms) = (self.0.div_euclid(86_400_000), self.0.rem_euclid(86_400_000));
+        let (year, month, day) = civil_from_days(days);
+        let (hour, minute) = (ms / 3_600_000, ms / 60_000 % 60);
+        let (second, ms) = (ms / 1000 % 60, ms % 1000);
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Days since 1970-01-01 to (year, month, day): the algorithm of Howard Hinnant's "chrono-compatible
+/// low-level date algorithms", which counts in eras of 400 years that begin on the first of March.
+fn civil_from_days(days: i64) -> (i64, i64, i64) {
+    let z = days + 719_468;
+    let era = z.div_euclid(146_097);
+    let doe = z.rem_euclid(146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    (yoe + era * 400 + i64::from(month <= 2), month, doy - (153 * mp + 2) / 5 + 1)
+}
+
+/// An event as accepted: the payload is the producer's bytes, valid JSON and valid UTF-8.
+#[derive(Debug)]
+pub struct Event {
+    pub id: EventId,
+    pub account: AccountId,
+    pub kind: Box<str>,
+    pub payload: Bytes,
+    pub created_at: Timestamp,
+}
+
+impl Event {
+    /// Writes `{"id":…,"type":…,"payload":…,"createdAt":…}`, the form of an event in API and delivery alike,
+    /// around the payload's own bytes.
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        use std::io::Write as _;
+        // Writing to a Vec does not fail.
+        let _ = write!(out, "{{\"id\":{},\"type\":", self.id);
+        let _ = serde_json::to_writer(&mut *out, &*self.kind);
+        out.extend_from_slice(b",\"payload\":");
+        out.extend_from_slice(&self.payload);
+        let _ = write!(out, ",\"createdAt\":\"{}\"}}", self.created_at);
+    }
+}
+
+/// One committed group: consecutive ids from `first`, all of one group commit.
+#[derive(Debug)]
+pub struct Batch {
+    pub span: Span,
+    pub events: Vec<Arc<Event>>,
+}
+
+/// What a stream entry and a `batches` row say of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    pub first: EventId,
+    /// Number of events; the ids are `first .. first + n`.
+    pub n: i32,
+    /// The configuration that the insert saw: it decides which webhooks are owed these events.
+    pub version: i64,
+}
+
+impl Span {
+    pub fn last(&self) -> EventId {
+        EventId(self.first.0 + i64::from(self.n) - 1)
+    }
+}
+
+/// Whether a webhook takes work now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Active,
+    /// Keeps its work until it is active again.
+    Paused,
+    /// Its work is dead-lettered.
+    Disabled,
+}
+
+/// A webhook with what dispatch needs of it.
+#[derive(Debug)]
+pub struct Webhook {
+    pub id: WebhookId,
+    pub account: AccountId,
+    pub url: String,
+    /// `whsec_` and 32 bytes in base64.
+    pub secret: String,
+    /// Exact names, or prefixes ending in `.*`; none stands for every type.
+    pub event_types: Option<Vec<String>>,
+    pub state: State,
+    pub since: i64,
+    pub until: Option<i64>,
+}
+
+impl Webhook {
+    /// Whether this webhook is owed an event of `kind` from a batch that saw the configuration `version`.
+    /// Dispatch and sweep both ask here and nowhere else.
+    pub fn eligible(&self, kind: &str, version: i64) -> bool {
+        self.since <= version
+            && self.until.is_none_or(|until| version < until)
+            && self.event_types.as_ref().is_none_or(|types| {
+                types.iter().any(|t| match t.strip_suffix(".*") {
+                    Some(prefix) => kind.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.')),
+                    None => t == kind,
+                })
+            })
+    }
+}
+
+/// Which try of which delivery: rounds begin with a requeue from the dead letters, attempts count from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Try {
+    pub round: i16,
+    pub attempt: i16,
+}
+
+impl Try {
+    pub const FIRST: Try = Try { round: 1, attempt: 1 };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_read_as_iso_8601_with_milliseconds() {
+        let cases = [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_399_999, "2000-02-28T23:59:59.999Z"),
+            (951_782_400_000, "2000-02-29T00:00:00.000Z"),
+            (1_704_067_200_001, "2024-01-01T00:00:00.001Z"),
+            (-1, "1969-12-31T23:59:59.999Z"),
+            (4_102_444_800_000, "2100-01-01T00:00:00.000Z"),
+        ];
+        for (ms, text) in cases {
+            assert_eq!(Timestamp(ms).to_string(), text);
+        }
+    }
+
+    fn webhook(types: Option<&[&str]>, since: i64, until: Option<i64>) -> Webhook {
+        Webhook {
+            id: WebhookId(1),
+            account: AccountId(1),
+            url: String::new(),
+            secret: String::new(),
+            event_types: types.map(|t| t.iter().map(|s| (*s).to_owned()).collect()),
+            state: State::Active,
+            since,
+            until,
+        }
+    }
+
+    #[test]
+    fn a_webhook_is_owed_what_was_accepted_while_it_stood() {
+        let w = webhook(None, 5, Some(8));
+        let owed: Vec<i64> = (0..12).filter(|v| w.eligible("any", *v)).collect();
+        assert_eq!(owed, [5, 6, 7]);
+    }
+
+    #[test]
+    fn types_match_by_name_or_by_prefix() {
+        let w = webhook(Some(&["order.created", "invoice.*"]), 0, None);
+        for kind in ["order.created", "invoice.paid", "invoice.a.b"] {
+            assert!(w.eligible(kind, 1), "{kind}");
+        }
+        for kind in ["order.create", "order.created.x", "invoice", "invoices.paid", ""] {
+            assert!(!w.eligible(kind, 1), "{kind}");
+        }
+        assert!(!webhook(Some(&[]), 0, None).eligible("x", 1));
+    }
+}

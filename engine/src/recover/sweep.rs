@@ -1,0 +1,138 @@
+//! The sweep: removes a batch row once every event in it is accounted for, and schedules what is missing.
+//!
+//! In a run without faults it never finds anything missing; its counter is the canary. One process sweeps
+//! at a time. Batches whose entry is still in the stream are left alone: their work is in hand.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+use crate::{
+    metrics::Metrics,
+    model::{AccountId, EventId, Span, Webhook},
+    store::{self, Link, Store, scheduled::Key},
+    stream::{self, consumer::Claims, due::Due},
+};
+
+/// Batches looked at with one pair of queries.
+const PAGE: i64 = 200;
+
+/// Entries of the stream that are compared. With more, dispatch is far behind and nothing follows from what
+/// is missing.
+const STREAM_MAX: usize = 20_000;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the sweep could not ask Postgres")]
+    Store(#[from] store::Error),
+    #[error("the sweep could not ask Redis")]
+    Stream(#[from] stream::Error),
+}
+
+/// What the sweep needs.
+pub struct Sweep {
+    pub store: Store,
+    /// Holds the advisory lock that makes one process the sweeper.
+    pub lock: Link,
+    pub claims: Claims,
+    pub due: Due,
+    pub after: Duration,
+    pub every: Duration,
+    pub expiry: Duration,
+    pub metrics: Arc<Metrics>,
+}
+
+impl Sweep {
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(self.every) => {}
+                () = crate::stopped(&mut stop) => return,
+            }
+            if let Err(error) = self.pass().await {
+                tracing::debug!(error = crate::chain(&error), "nothing swept");
+            }
+        }
+    }
+
+    /// Looks at every batch that is old enough, once.
+    async fn pass(&mut self) -> Result<(), Error> {
+        if !self.lock.try_sweep_lock().await? {
+            return Ok(());
+        }
+        // The stream first: an entry leaves it only after its outcomes are committed, so what is not in it
+        // now is in Postgres by the time we look there.
+        let Some(in_stream) = self.claims.batches_in_stream(STREAM_MAX).await? else {
+            return Ok(());
+        };
+        let after_ms = i64::try_from(self.after.as_millis()).unwrap_or(i64::MAX);
+        let mut cursor = EventId(0);
+        loop {
+            let mut spans = self.store.streamed_batches(after_ms, cursor, PAGE).await?;
+            let Some(last) = spans.last() else { break };
+            cursor = last.first;
+            spans.retain(|span| !in_stream.contains(&span.first.0));
+            self.account_for(&spans).await?;
+        }
+        self.metrics.recover.owed.set(self.store.count_batches().await? as f64);
+        Ok(())
+    }
+
+    async fn account_for(&mut self, spans: &[Span]) -> Result<(), Error> {
+        if spans.is_empty() {
+            return Ok(());
+        }
+        let kinds = self.store.kinds_of(spans).await?;
+        let finals = self.store.count_final(spans).await?;
+        let accounts: Vec<AccountId> =
+            kinds.iter().map(|k| k.account).collect::<HashSet<_>>().into_iter().collect();
+        let mut webhooks: HashMap<AccountId, Vec<Webhook>> = HashMap::new();
+        for webhook in self.store.webhooks_of(&accounts).await? {
+            webhooks.entry(webhook.account).or_default().push(webhook);
+        }
+        for span in spans {
+            let mut expected = 0;
+            for group in kinds.iter().filter(|k| k.first == span.first) {
+                let theirs = webhooks.get(&group.account).map_or(&[][..], Vec::as_slice);
+                let owed = theirs.iter().filter(|w| w.eligible(&group.kind, span.version)).count();
+                expected += group.events * i64::try_from(owed).unwrap_or(i64::MAX);
+            }
+            // Counting is a tenth of the cost of comparing, and nearly always enough.
+            if finals.get(&span.first).copied().unwrap_or(0) != expected {
+                self.compare(*span, &webhooks).await?;
+            }
+        }
+        self.store.remove_batches(spans).await?;
+        self.metrics.recover.swept.increment(spans.len() as u64);
+        Ok(())
+    }
+
+    /// Schedules the deliveries of a batch that are neither final nor scheduled.
+    async fn compare(
+        &mut self,
+        span: Span,
+        webhooks: &HashMap<AccountId, Vec<Webhook>>,
+    ) -> Result<(), Error> {
+        let settled: HashSet<Key> = self.store.settled(span).await?.into_iter().collect();
+        let mut missing: Vec<Key> = Vec::new();
+        for (event, account, kind) in self.store.outline(span).await? {
+            let theirs = webhooks.get(&account).map_or(&[][..], Vec::as_slice);
+            let owed = theirs.iter().filter(|w| w.eligible(&kind, span.version)).map(|w| (event, w.id));
+            missing.extend(owed.filter(|key| !settled.contains(key)));
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let expires = i64::try_from(self.expiry.as_millis()).unwrap_or(i64::MAX);
+        let scheduled = self.store.schedule_missing(&missing, expires).await?;
+        tracing::warn!(first = %span.first, scheduled, "deliveries were missing and are scheduled again");
+        self.metrics.recover.missing.increment(scheduled);
+        let now: Vec<(Key, i64)> = missing.into_iter().map(|key| (key, 0)).collect();
+        self.due.feed(&now).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,48 @@
+//! Brings scheduled work into `due` as its time comes near. It only adds: whatever a lost Redis command or
+//! a wiped Redis left out is back after the next pass.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+
+use crate::{metrics::Metrics, store::Store, stream::due::Due};
+
+/// Pause between passes. It bounds how late a retry comes whose place in Redis was lost.
+const PASS: Duration = Duration::from_secs(1);
+
+/// Rows one pass looks at. The recorder adds what it schedules itself; the feeder finds the rest.
+const PASS_MAX: i64 = 5000;
+
+/// Feeds `due` until stopped.
+pub async fn run(
+    store: Store,
+    mut due: Due,
+    horizon: Duration,
+    metrics: Arc<Metrics>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let horizon_ms = i64::try_from(horizon.as_millis()).unwrap_or(i64::MAX);
+    loop {
+        if let Err(error) = pass(&store, &mut due, horizon_ms, &metrics).await {
+            tracing::debug!(error = crate::chain(&*error), "nothing fed into due");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PASS) => {}
+            () = crate::stopped(&mut stop) => return,
+        }
+    }
+}
+
+async fn pass(
+    store: &Store,
+    due: &mut Due,
+    horizon_ms: i64,
+    metrics: &Metrics,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    metrics.retry.due.set(due.depth().await? as f64);
+    let upcoming = store.upcoming(horizon_ms, PASS_MAX).await?;
+    if !upcoming.is_empty() {
+        metrics.retry.fed.increment(due.feed(&upcoming).await?);
+    }
+    Ok(())
+}

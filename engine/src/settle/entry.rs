@@ -1,0 +1,41 @@
+//! An entry that is open: read, and not yet acked, because some of its deliveries are not settled.
+
+use std::sync::atomic::{AtomicUsize, Ordering::AcqRel};
+
+/// Counts what keeps an entry from being acked. It begins with one for the fan-out itself, so that an entry
+/// is not acked before all of its deliveries are known.
+#[derive(Debug)]
+pub struct Open {
+    pub id: String,
+    pub first: i64,
+    left: AtomicUsize,
+}
+
+impl Open {
+    pub fn new(id: String, first: i64) -> Open {
+        Open { id, first, left: AtomicUsize::new(1) }
+    }
+
+    /// One delivery more.
+    pub fn add(&self) {
+        self.left.fetch_add(1, AcqRel);
+    }
+
+    /// One less; true for the last.
+    pub(super) fn release(&self) -> bool {
+        self.left.fetch_sub(1, AcqRel) == 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_release_closes() {
+        let open = Open::new("1-0".into(), 1);
+        open.add();
+        assert!(!open.release());
+        assert!(open.release());
+    }
+}

@@ -1,0 +1,270 @@
+//! The recorder: outcomes join the open batch, and it is written when the last one is. One in flight.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use redis::aio::ConnectionManager;
+use tokio::{sync::mpsc, time::Instant};
+
+use super::{Handle, Item, Open};
+use crate::{
+    metrics::Metrics,
+    store::{self, Fault, Link, scheduled::Key, settle::Record},
+    stream::{self, Keys},
+};
+
+/// Outcomes of one statement.
+const BATCH: usize = 512;
+
+/// Owns the connection of the recorder.
+pub struct Recorder<P> {
+    receiver: mpsc::Receiver<Item<P>>,
+    link: Link,
+    redis: ConnectionManager,
+    keys: Keys,
+    /// Later than this goes to Postgres alone until it comes near.
+    horizon: Duration,
+    due_max: usize,
+    /// Told of each entry that is no longer held, acked or not.
+    closed: Box<dyn Fn(&Open) + Send>,
+    metrics: Arc<Metrics>,
+}
+
+/// What a recorder needs.
+pub struct Parts {
+    pub link: Link,
+    pub redis: ConnectionManager,
+    pub keys: Keys,
+    pub horizon: Duration,
+    pub due_max: usize,
+    pub queue_max: usize,
+    pub closed: Box<dyn Fn(&Open) + Send>,
+    pub metrics: Arc<Metrics>,
+}
+
+impl<P> Recorder<P> {
+    pub fn new(parts: Parts) -> (Handle<P>, Recorder<P>) {
+        let (sender, receiver) = mpsc::channel(parts.queue_max);
+        let recorder = Recorder {
+            receiver,
+            link: parts.link,
+            redis: parts.redis,
+            keys: parts.keys,
+            horizon: parts.horizon,
+            due_max: parts.due_max,
+            closed: parts.closed,
+            metrics: parts.metrics,
+        };
+        (Handle { sender }, recorder)
+    }
+
+    /// Runs until every handle is gone and everything handed over is settled.
+    pub async fn run(mut self) {
+        let mut items = Vec::with_capacity(BATCH);
+        while self.receiver.recv_many(&mut items, BATCH).await > 0 {
+            let records = merge(items.iter_mut().filter_map(|item| item.record.take()));
+            if !records.is_empty() {
+                self.record(&records).await;
+            }
+            // A record that was given up holds its neighbours' entry back no more: the sweep finds what is missing.
+            let done: Vec<Arc<Open>> =
+                items.drain(..).filter_map(|item| item.entry).filter(|e| e.release()).collect();
+            self.tell_redis(&records, &done).await;
+            for entry in &done {
+                (self.closed)(entry);
+            }
+        }
+    }
+
+    /// Step one. Tries until Postgres has taken it; the statement may be repeated without harm.
+    async fn record(&mut self, records: &[Record]) {
+        self.metrics.settle.batch_records.record(records.len() as f64);
+        let mut parts: Vec<Vec<Record>> = vec![records.to_vec()];
+        let mut wait = Duration::from_millis(20);
+        let mut again = false;
+        while let Some(part) = parts.last_mut() {
+            let start = Instant::now();
+            match self.link.settle(part).await {
+                Ok(repeats) => {
+                    self.metrics.settle.commit_seconds.record(start.elapsed().as_secs_f64());
+                    // A statement sent twice meets its own rows.
+                    if !again {
+                        self.metrics.settle.repeats.increment(repeats);
+                    }
+                    self.count(part);
+                    again = false;
+                    parts.pop();
+                }
+                Err(error) if error.fault() == Fault::Row && part.len() > 1 => {
+                    let upper = part.split_off(part.len() / 2);
+                    parts.push(upper);
+                }
+                Err(error) if error.fault() == Fault::Row => {
+                    if !self.simplify(&mut part[0], &error) {
+                        parts.pop();
+                    }
+                }
+                Err(error) => {
+                    self.metrics.settle.failures.increment(1);
+                    tracing::debug!(error = crate::chain(&error), "outcomes wait for Postgres");
+                    again = true;
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(Duration::from_secs(1));
+                }
+            }
+        }
+    }
+
+    /// Takes the texts out of a record that Postgres refuses. Returns false when there were none left: such
+    /// a record is given up, and its delivery stays owed.
+    fn simplify(&self, record: &mut Record, error: &store::Error) -> bool {
+        let (event, webhook) = (record.event, record.webhook);
+        let Some(attempt) = &mut record.attempt else {
+            tracing::error!(%event, %webhook, error = crate::chain(error), "outcome cannot be recorded");
+            return false;
+        };
+        if attempt.body.is_none() && attempt.error.is_none() {
+            tracing::error!(%event, %webhook, error = crate::chain(error), "outcome cannot be recorded");
+            return false;
+        }
+        tracing::warn!(%event, %webhook, error = crate::chain(error), "outcome recorded without its texts");
+        self.metrics.settle.rewritten.increment(1);
+        (attempt.body, attempt.error) = (None, None);
+        if record.dead.is_some() {
+            record.dead = Some("the reason could not be recorded".to_owned());
+        }
+        true
+    }
+
+    fn count(&self, records: &[Record]) {
+        let metrics = &self.metrics;
+        metrics.settle.records.increment(records.len() as u64);
+        let count = |f: fn(&Record) -> bool| records.iter().filter(|r| f(r)).count() as u64;
+        metrics.retry.scheduled.increment(count(|r| r.later.is_some() && r.attempt.is_some()));
+        metrics.dlq.added.increment(count(|r| r.dead.is_some()));
+    }
+
+    /// Step two, all at once or not at all. Lost, it is made up for by claims and the feeder.
+    async fn tell_redis(&mut self, records: &[Record], done: &[Arc<Open>]) {
+        let (later, gone) = due_updates(records, self.horizon);
+        if later.is_empty() && gone.is_empty() && done.is_empty() {
+            return;
+        }
+        let mut pipe = redis::pipe();
+        pipe.atomic();
+        stream::due::update(&mut pipe, &self.keys, self.due_max, &later, &gone);
+        let ids: Vec<String> = done.iter().map(|open| open.id.clone()).collect();
+        stream::consumer::ack(&mut pipe, &self.keys, &ids);
+        match pipe.query_async::<()>(&mut self.redis).await {
+            Ok(()) => self.metrics.settle.acked.increment(ids.len() as u64),
+            Err(error) => {
+                self.metrics.settle.redis_failures.increment(1);
+                tracing::debug!(%error, "acks lost; they are made up for");
+            }
+        }
+    }
+}
+
+/// One record a delivery: the last word counts. The first one knows whether the delivery had a row in the
+/// schedule when the batch began.
+fn merge(records: impl Iterator<Item = Record>) -> Vec<Record> {
+    let mut merged: Vec<Record> = Vec::new();
+    let mut places: HashMap<Key, usize> = HashMap::new();
+    for mut record in records {
+        match places.entry((record.event, record.webhook)) {
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(merged.len());
+                merged.push(record);
+            }
+            std::collections::hash_map::Entry::Occupied(place) => {
+                let earlier = &mut merged[*place.get()];
+                if let (Some(before), Some(later)) = (&earlier.later, &mut record.later) {
+                    later.existing &= before.existing;
+                }
+                // A hold that comes in after the outcome says nothing new.
+                if record.attempt.is_some() || earlier.attempt.is_none() {
+                    *earlier = record;
+                }
+            }
+        }
+    }
+    merged
+}
+
+/// What `due` has to learn: members with a new time, and members that are gone from the near window.
+fn due_updates(records: &[Record], horizon: Duration) -> (Vec<(Key, i64)>, Vec<Key>) {
+    let horizon_ms = i64::try_from(horizon.as_millis()).unwrap_or(i64::MAX);
+    let (mut later, mut gone) = (Vec::new(), Vec::new());
+    for record in records {
+        let key = (record.event, record.webhook);
+        match &record.later {
+            Some(l) if l.delay_ms <= horizon_ms => later.push((key, l.delay_ms)),
+            // Not in due at all unless it was leased from there.
+            Some(l) if !l.existing => {}
+            None if !record.was_scheduled => {}
+            _ => gone.push(key),
+        }
+    }
+    (later, gone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::{AccountId, EventId, Try, WebhookId},
+        store::settle::{Attempt, Later, Status},
+    };
+
+    fn record(event: i64, attempt: Option<Status>, later: Option<(i64, bool)>) -> Record {
+        Record {
+            event: EventId(event),
+            webhook: WebhookId(1),
+            account: AccountId(1),
+            tried: Try::FIRST,
+            was_scheduled: later.is_some_and(|(_, existing)| existing),
+            attempt: attempt.map(|status| Attempt {
+                status,
+                code: None,
+                body: None,
+                error: None,
+                reason_code: "x",
+                duration_ms: 1,
+            }),
+            later: later.map(|(delay_ms, existing)| Later {
+                next_attempt: 1,
+                delay_ms,
+                expires_ms: 1,
+                reason: "retry",
+                existing,
+            }),
+            dead: None,
+        }
+    }
+
+    #[test]
+    fn a_hold_and_its_outcome_in_one_batch_are_one_record() {
+        let hold = || record(1, None, Some((5000, false)));
+        let merged = merge([hold(), record(1, Some(Status::Success), None)].into_iter());
+        assert_eq!(merged.len(), 1);
+        assert!(merged[0].later.is_none());
+        // A failure after a hold still has to make the row: the hold's was not written.
+        let merged = merge([hold(), record(1, Some(Status::Failed), Some((200, true)))].into_iter());
+        assert!(!merged[0].later.as_ref().unwrap().existing);
+        let merged = merge([record(1, Some(Status::Success), None), hold()].into_iter());
+        assert!(merged[0].attempt.is_some());
+    }
+
+    #[test]
+    fn due_learns_only_of_the_near_window() {
+        let horizon = Duration::from_secs(60);
+        let records = [
+            record(1, Some(Status::Failed), Some((200, false))),
+            record(2, Some(Status::Failed), Some((100_000, false))),
+            record(3, Some(Status::Failed), Some((100_000, true))),
+            record(4, Some(Status::Success), None),
+        ];
+        let (later, gone) = due_updates(&records, horizon);
+        assert_eq!(later, [((EventId(1), WebhookId(1)), 200)]);
+        assert_eq!(gone, [(EventId(3), WebhookId(1))]);
+    }
+}

@@ -1,0 +1,125 @@
+//! How a `DATABASE_URL` becomes a connection: Prisma's parameters, TLS, and the session's settings.
+
+use std::time::Duration;
+
+use tokio_postgres::{Client, Config, config::SslMode};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::Error;
+
+/// Query parameters that Prisma writes and Postgres does not know. All but `schema` are dropped.
+const PRISMA: [&str; 8] = [
+    "schema",
+    "connection_limit",
+    "pool_timeout",
+    "pgbouncer",
+    "socket_timeout",
+    "statement_cache_size",
+    "sslaccept",
+    "sslidentity",
+];
+
+/// Where Postgres is and how we talk to it.
+#[derive(Clone)]
+pub struct Address {
+    config: Config,
+    schema: Option<String>,
+}
+
+impl Address {
+    /// # Errors
+    /// When tokio-postgres cannot read what is left after Prisma's parameters are taken out.
+    pub fn parse(url: &str) -> Result<Address, Error> {
+        let (base, query) = url.split_once('?').unwrap_or((url, ""));
+        let mut schema = None;
+        let rest: Vec<&str> = query
+            .split('&')
+            .filter(|pair| {
+                let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+                if name == "schema" && is_plain_name(value) {
+                    schema = Some(value.to_owned());
+                }
+                !pair.is_empty() && !PRISMA.contains(&name)
+            })
+            .collect();
+        let url = if rest.is_empty() { base.to_owned() } else { format!("{base}?{}", rest.join("&")) };
+        let mut config: Config = url.parse().map_err(Error::Url)?;
+        config.connect_timeout(Duration::from_secs(5));
+        config.keepalives_idle(Duration::from_secs(30));
+        if config.get_application_name().is_none() {
+            config.application_name("eventpulse");
+        }
+        // A role or a pooler may have switched synchronous_commit off, and P1 with it.
+        let mut options = config.get_options().unwrap_or_default().to_owned();
+        options.push_str(" -c synchronous_commit=on -c client_encoding=UTF8");
+        if let Some(schema) = &schema {
+            options.push_str(&format!(" -c search_path={schema}"));
+        }
+        config.options(options.trim());
+        Ok(Address { config, schema })
+    }
+
+    pub(super) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The schema Prisma's parameter names, if it does.
+    pub(super) fn schema(&self) -> Option<&str> {
+        self.schema.as_deref()
+    }
+
+    /// TLS as `sslmode` asks for it: `prefer` unless the URL says otherwise. Certificates are checked
+    /// against the web's roots.
+    pub(super) fn tls(&self) -> MakeRustlsConnect {
+        let mut roots = rustls::RootCertStore::empty();
+        if self.config.get_ssl_mode() != SslMode::Disable {
+            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        }
+        let provider = rustls::crypto::ring::default_provider().into();
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("ring supports the default TLS versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        MakeRustlsConnect::new(tls)
+    }
+
+    /// A connection of its own, driven by a task that ends with it.
+    pub(super) async fn connect(&self) -> Result<Client, Error> {
+        let (client, connection) = self.config.connect(self.tls()).await.map_err(Error::Connect)?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection to Postgres ended");
+            }
+        });
+        Ok(client)
+    }
+}
+
+/// Whether `name` can stand in an option without quoting.
+fn is_plain_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prismas_parameters_are_understood() {
+        let address =
+            Address::parse("postgresql://u:p@h:5433/d?schema=hooks&connection_limit=5&sslmode=disable")
+                .unwrap();
+        assert_eq!(address.schema(), Some("hooks"));
+        assert!(address.config().get_options().unwrap().contains("search_path=hooks"));
+        assert_eq!(address.config().get_ssl_mode(), SslMode::Disable);
+        assert_eq!(address.config().get_dbname(), Some("d"));
+    }
+
+    #[test]
+    fn a_schema_cannot_smuggle_an_option() {
+        let address = Address::parse("postgres://h/d?schema=a%20-c%20fsync=off").unwrap();
+        assert_eq!(address.schema(), None);
+        assert!(Address::parse("postgres://h/d?nonsense=1").is_err());
+    }
+}

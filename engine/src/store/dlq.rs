@@ -1,0 +1,80 @@
+//! Dead letters.
+
+use super::{Error, Store, scheduled::Key};
+use crate::model::{AccountId, EventId, Timestamp, WebhookId};
+
+/// One dead letter, as the API shows it.
+#[derive(Debug)]
+pub struct Entry {
+    pub id: i64,
+    pub event: EventId,
+    pub webhook: WebhookId,
+    pub attempts: i16,
+    pub reason: String,
+    pub reason_code: String,
+    pub created_at: Timestamp,
+    pub requeued_at: Option<Timestamp>,
+}
+
+/// What came of a requeue.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Requeue {
+    Done(Key),
+    Unknown,
+    AlreadyRequeued,
+    WebhookDisabled,
+}
+
+const REQUEUE: &str = "
+WITH letter AS (
+    UPDATE dlq_entries AS d SET requeued_at = date_trunc('milliseconds', clock_timestamp())
+    FROM webhooks AS w
+    WHERE d.id = $1 AND d.account_id = $2 AND d.requeued_at IS NULL
+      AND w.id = d.webhook_id AND w.state <> 'disabled'
+    RETURNING d.event_id, d.webhook_id, d.round
+)
+INSERT INTO scheduled AS old (event_id, webhook_id, round, attempt, next_at, expires_at, reason)
+SELECT event_id, webhook_id, round + 1, 1, now(), now() + $3 * interval '1 millisecond', 'requeued' FROM letter
+ON CONFLICT (event_id, webhook_id) DO UPDATE SET round = excluded.round, attempt = 1, next_at = excluded.next_at,
+    expires_at = excluded.expires_at, reason = excluded.reason WHERE old.round < excluded.round
+RETURNING event_id, webhook_id";
+
+impl Store {
+    /// An account's dead letters, newest first, below `before`.
+    pub async fn list_dlq(&self, account: AccountId, before: i64, limit: i64) -> Result<Vec<Entry>, Error> {
+        let client = self.client().await?;
+        let sql = "SELECT id, event_id, webhook_id, attempts, reason, reason_code, created_at, requeued_at
+                   FROM dlq_entries WHERE account_id = $1 AND id < $2 ORDER BY id DESC LIMIT $3";
+        let statement = client.prepare_cached(sql).await?;
+        let rows = client.query(&statement, &[&account, &before, &limit]).await?;
+        Ok(rows
+            .iter()
+            .map(|row| Entry {
+                id: row.get(0),
+                event: row.get(1),
+                webhook: row.get(2),
+                attempts: row.get(3),
+                reason: row.get(4),
+                reason_code: row.get(5),
+                created_at: row.get(6),
+                requeued_at: row.get(7),
+            })
+            .collect())
+    }
+
+    /// Puts a dead letter back into the schedule as a new round, in one statement: of two requeues at once
+    /// one wins.
+    pub async fn requeue(&self, account: AccountId, id: i64, expires_ms: i64) -> Result<Requeue, Error> {
+        let client = self.client().await?;
+        let expires = expires_ms as f64;
+        if let Some(row) = client.query_opt(REQUEUE, &[&id, &account, &expires]).await? {
+            return Ok(Requeue::Done((row.get(0), row.get(1))));
+        }
+        let sql = "SELECT requeued_at IS NOT NULL FROM dlq_entries WHERE id = $1 AND account_id = $2";
+        Ok(match client.query_opt(sql, &[&id, &account]).await? {
+            None => Requeue::Unknown,
+            Some(row) if row.get(0) => Requeue::AlreadyRequeued,
+            Some(_) => Requeue::WebhookDisabled,
+        })
+    }
+}

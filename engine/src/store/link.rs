@@ -1,0 +1,73 @@
+//! One dedicated connection with its prepared statements, made again when it breaks.
+
+use std::{collections::HashMap, time::Duration};
+
+use tokio_postgres::{Client, Row, Statement, types::ToSql};
+
+use super::{Address, Error};
+
+/// A connection of its own for a loop that has one statement in flight.
+pub struct Link {
+    address: Address,
+    /// A statement past it counts as lost: the connection is dropped and its outcome is unknown.
+    patience: Duration,
+    live: Option<Live>,
+}
+
+struct Live {
+    client: Client,
+    statements: HashMap<&'static str, Statement>,
+}
+
+impl Link {
+    pub fn new(address: Address, patience: Duration) -> Link {
+        Link { address, patience, live: None }
+    }
+
+    /// Runs `sql`, prepared once a connection, and returns its rows. Connects when there is no connection.
+    ///
+    /// # Errors
+    /// After [`Fault::Unknown`](super::Fault::Unknown) the connection is gone and the next call makes a new one.
+    ///
+    /// # Cancel safety
+    /// Not safe: a dropped call leaves the outcome of the statement unknown.
+    pub async fn query(
+        &mut self,
+        sql: &'static str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Error> {
+        let outcome = match tokio::time::timeout(self.patience, self.attempt(sql, params)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Error::Slow),
+        };
+        let broken = match &outcome {
+            Ok(_) => false,
+            Err(Error::Statement(error)) => error.code().is_none() || error.is_closed(),
+            Err(_) => true,
+        };
+        // 25006: the server became a standby, and this connection would stay on it for ever.
+        let demoted =
+            matches!(&outcome, Err(Error::Statement(e)) if e.code().is_some_and(|c| c.code() == "25006"));
+        if broken || demoted {
+            self.live = None;
+        }
+        outcome
+    }
+
+    async fn attempt(
+        &mut self,
+        sql: &'static str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Error> {
+        let live = match &mut self.live {
+            Some(live) if !live.client.is_closed() => live,
+            slot => slot.insert(Live { client: self.address.connect().await?, statements: HashMap::new() }),
+        };
+        if !live.statements.contains_key(sql) {
+            // Nothing ran yet, so a failure here leaves nothing unknown.
+            let statement = live.client.prepare(sql).await.map_err(Error::Connect)?;
+            live.statements.insert(sql, statement);
+        }
+        Ok(live.client.query(&live.statements[sql], params).await?)
+    }
+}

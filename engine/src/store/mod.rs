@@ -1,0 +1,117 @@
+//! All SQL. Postgres is the truth: what stands in `batches` and `scheduled` is owed, and nothing else is.
+//!
+//! [`Store`] is a pool for everything that is not on the hot path. The group commit and the recorder each
+//! have a connection of their own ([`Link`]), one statement in flight at a time.
+
+pub mod accounts;
+pub mod batches;
+pub mod beats;
+mod connect;
+pub mod dlq;
+pub mod events;
+pub mod link;
+pub mod migrate;
+pub mod progress;
+pub mod scheduled;
+pub mod settle;
+mod types;
+pub mod webhooks;
+
+use std::time::Duration;
+
+use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
+use tokio_postgres::error::SqlState;
+
+pub use self::{connect::Address, link::Link, types::Text};
+
+/// A failure of Postgres, or of reaching it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("DATABASE_URL is not usable")]
+    Url(#[source] tokio_postgres::Error),
+    #[error("Postgres could not be reached")]
+    Connect(#[source] tokio_postgres::Error),
+    #[error("no connection to Postgres became free")]
+    Pool(#[from] deadpool_postgres::PoolError),
+    #[error("a statement failed")]
+    Statement(#[from] tokio_postgres::Error),
+    #[error("a statement took too long")]
+    Slow,
+    #[error("migration failed")]
+    Migration(#[from] refinery::Error),
+    #[error("the database is not migrated: run `eventpulse migrate` or `serve --migrate`")]
+    NotMigrated,
+}
+
+/// What to do about a failed statement, by SQLSTATE class (PostgreSQL manual, appendix A).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A row is at fault (classes 22, 23 and 54): the batch is split down to it.
+    Row,
+    /// The server or the way to it is at fault, and nothing was committed: try the whole again.
+    Again,
+    /// The connection broke: whether it was committed has to be looked up.
+    Unknown,
+}
+
+impl Error {
+    pub fn fault(&self) -> Fault {
+        let Error::Statement(error) = self else {
+            return match self {
+                Error::Slow => Fault::Unknown,
+                _ => Fault::Again,
+            };
+        };
+        match error.code().map(SqlState::code) {
+            None => Fault::Unknown,
+            Some(code) if ["22", "23", "54"].contains(&&code[..2]) => Fault::Row,
+            // A crash or an administrator's shutdown may come between the commit and its report.
+            Some(code) if ["08", "57"].contains(&&code[..2]) => Fault::Unknown,
+            Some(_) => Fault::Again,
+        }
+    }
+}
+
+/// A small pool for API queries, look-ups and the background loops of one runtime.
+#[derive(Clone)]
+pub struct Store {
+    pool: Pool,
+    address: Address,
+}
+
+impl Store {
+    /// Does not connect yet: connections are made as they are asked for.
+    ///
+    /// # Errors
+    /// When the URL cannot be read.
+    pub fn new(url: &str, connections_max: usize) -> Result<Store, Error> {
+        let address = Address::parse(url)?;
+        let manager = Manager::from_config(
+            address.config().clone(),
+            address.tls(),
+            ManagerConfig { recycling_method: RecyclingMethod::Fast },
+        );
+        let wait = Some(Duration::from_secs(5));
+        let pool = Pool::builder(manager)
+            .max_size(connections_max)
+            .runtime(Runtime::Tokio1)
+            .timeouts(Timeouts { wait, create: wait, recycle: wait })
+            .build()
+            .expect("a pool with a runtime and time-outs builds");
+        Ok(Store { pool, address })
+    }
+
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    async fn client(&self) -> Result<Object, Error> {
+        Ok(self.pool.get().await?)
+    }
+
+    /// Asks Postgres for a sign of life.
+    pub async fn ping(&self) -> Result<(), Error> {
+        self.client().await?.simple_query("").await?;
+        Ok(())
+    }
+}

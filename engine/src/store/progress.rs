@@ -1,0 +1,80 @@
+//! Where an event's deliveries are, for the API.
+
+use super::{Error, Store};
+use crate::model::{AccountId, EventId, Timestamp, WebhookId};
+
+/// One attempt, as the API shows it.
+#[derive(Debug)]
+pub struct AttemptRow {
+    pub id: i64,
+    pub webhook: WebhookId,
+    pub round: i16,
+    pub attempt: i16,
+    pub status: String,
+    pub code: Option<i16>,
+    pub body: Option<String>,
+    pub error: Option<String>,
+    pub reason_code: String,
+    pub duration_ms: i32,
+    pub created_at: Timestamp,
+}
+
+/// A delivery in the schedule.
+#[derive(Debug)]
+pub struct Waiting {
+    pub webhook: WebhookId,
+    pub round: i16,
+    pub attempt: i16,
+    pub next_at: Timestamp,
+    pub expires_at: Timestamp,
+    pub reason: String,
+}
+
+impl Store {
+    /// The attempts of one event, oldest first. The account is part of the query, not checked after it.
+    pub async fn attempts(&self, account: AccountId, event: EventId) -> Result<Vec<AttemptRow>, Error> {
+        let client = self.client().await?;
+        let sql = "SELECT a.id, a.webhook_id, a.round, a.attempt, a.status, a.response_code, a.response_body,
+                          a.error, a.reason_code, a.duration_ms, a.created_at
+                   FROM events AS e JOIN delivery_attempts AS a ON a.event_id = e.id
+                   WHERE e.id = $1 AND e.account_id = $2 AND a.event_id = $1 ORDER BY a.id";
+        let statement = client.prepare_cached(sql).await?;
+        let rows = client.query(&statement, &[&event, &account]).await?;
+        Ok(rows
+            .iter()
+            .map(|row| AttemptRow {
+                id: row.get(0),
+                webhook: row.get(1),
+                round: row.get(2),
+                attempt: row.get(3),
+                status: row.get(4),
+                code: row.get(5),
+                body: row.get(6),
+                error: row.get(7),
+                reason_code: row.get(8),
+                duration_ms: row.get(9),
+                created_at: row.get(10),
+            })
+            .collect())
+    }
+
+    /// What of an event stands in the schedule.
+    pub async fn waiting(&self, event: EventId) -> Result<Vec<Waiting>, Error> {
+        let client = self.client().await?;
+        let sql = "SELECT webhook_id, round, attempt, next_at, expires_at, reason FROM scheduled
+                   WHERE event_id = $1 ORDER BY webhook_id";
+        let statement = client.prepare_cached(sql).await?;
+        let rows = client.query(&statement, &[&event]).await?;
+        Ok(rows
+            .iter()
+            .map(|row| Waiting {
+                webhook: row.get(0),
+                round: row.get(1),
+                attempt: row.get(2),
+                next_at: row.get(3),
+                expires_at: row.get(4),
+                reason: row.get(5),
+            })
+            .collect())
+    }
+}

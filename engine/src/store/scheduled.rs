@@ -1,0 +1,97 @@
+//! The schedule: deliveries that are owed later.
+
+use std::sync::Arc;
+
+use super::{Error, Store, Text};
+use crate::model::{AccountId, Event, EventId, Try, WebhookId};
+
+/// A delivery's name, and its member in `due`.
+pub type Key = (EventId, WebhookId);
+
+/// A scheduled delivery with its event.
+#[derive(Debug)]
+pub struct Owed {
+    pub key: Key,
+    pub tried: Try,
+    /// How far away its time is; negative when it has passed.
+    pub due_in_ms: i64,
+    pub expired: bool,
+    /// None when the event is gone, such as after Postgres was restored from a backup.
+    pub event: Option<Arc<Event>>,
+}
+
+impl Store {
+    /// The rows behind leased members of `due`. Members without a row are missing from the answer.
+    pub async fn owed(&self, keys: &[Key]) -> Result<Vec<Owed>, Error> {
+        let (events, webhooks) = columns(keys);
+        let client = self.client().await?;
+        let sql = "SELECT s.event_id, s.webhook_id, s.round, s.attempt,
+                          (extract(epoch FROM s.next_at - now()) * 1000)::bigint, s.expires_at < now(),
+                          e.account_id, e.type, e.payload, e.created_at
+                   FROM unnest($1::bigint[], $2::bigint[]) AS k (event_id, webhook_id)
+                   JOIN scheduled AS s USING (event_id, webhook_id) LEFT JOIN events AS e ON e.id = s.event_id";
+        let statement = client.prepare_cached(sql).await?;
+        let rows = client.query(&statement, &[&events, &webhooks]).await?;
+        Ok(rows
+            .iter()
+            .map(|row| Owed {
+                key: (row.get(0), row.get(1)),
+                tried: Try { round: row.get(2), attempt: row.get(3) },
+                due_in_ms: row.get(4),
+                expired: row.get(5),
+                event: row.get::<_, Option<AccountId>>(6).map(|account| {
+                    Arc::new(Event {
+                        id: row.get(0),
+                        account,
+                        kind: row.get(7),
+                        payload: row.get::<_, Text>(8).0,
+                        created_at: row.get(9),
+                    })
+                }),
+            })
+            .collect())
+    }
+
+    /// Deliveries whose time is within `horizon_ms`, soonest first, with the milliseconds until then.
+    pub async fn upcoming(&self, horizon_ms: i64, limit: i64) -> Result<Vec<(Key, i64)>, Error> {
+        let client = self.client().await?;
+        let sql =
+            "SELECT event_id, webhook_id, greatest(0, extract(epoch FROM next_at - now()) * 1000)::bigint
+                   FROM scheduled WHERE next_at < now() + $1 * interval '1 millisecond'
+                   ORDER BY next_at LIMIT $2";
+        let horizon = horizon_ms as f64;
+        let statement = client.prepare_cached(sql).await?;
+        let rows = client.query(&statement, &[&horizon, &limit]).await?;
+        Ok(rows.iter().map(|r| ((r.get(0), r.get(1)), r.get(2))).collect())
+    }
+
+    /// Schedules deliveries that the sweep found missing, at once.
+    pub async fn schedule_missing(&self, keys: &[Key], expires_ms: i64) -> Result<u64, Error> {
+        let (events, webhooks) = columns(keys);
+        let expires = expires_ms as f64;
+        let client = self.client().await?;
+        let sql = "INSERT INTO scheduled (event_id, webhook_id, round, attempt, next_at, expires_at, reason)
+                   SELECT k.event_id, k.webhook_id, 1, 1, now(), now() + $3 * interval '1 millisecond', 'missing'
+                   FROM unnest($1::bigint[], $2::bigint[]) AS k (event_id, webhook_id)
+                   WHERE NOT EXISTS (SELECT FROM delivery_attempts AS a WHERE a.event_id = k.event_id
+                       AND a.webhook_id = k.webhook_id AND a.status <> 'failed')
+                   ON CONFLICT DO NOTHING";
+        Ok(client.execute(sql, &[&events, &webhooks, &expires]).await?)
+    }
+
+    /// Forgets deliveries whose event does not exist.
+    pub async fn drop_orphans(&self, keys: &[Key]) -> Result<(), Error> {
+        let (events, webhooks) = columns(keys);
+        let client = self.client().await?;
+        let sql =
+            "DELETE FROM scheduled AS s USING unnest($1::bigint[], $2::bigint[]) AS k (event_id, webhook_id)
+                   WHERE s.event_id = k.event_id AND s.webhook_id = k.webhook_id
+                     AND NOT EXISTS (SELECT FROM events WHERE id = s.event_id)";
+        client.execute(sql, &[&events, &webhooks]).await?;
+        Ok(())
+    }
+}
+
+fn columns(keys: &[Key]) -> (Vec<i64>, Vec<i64>) {
+    keys.iter().map(|(event, webhook)| (event.0, webhook.0)).unzip()
+}

@@ -1,0 +1,133 @@
+//! Webhooks: registering them, and reading what dispatch needs of them.
+//!
+//! Every change raises the configuration version in its own transaction. The row lock on `engine_state`
+//! puts these transactions in order, so "version greater than mine" misses nothing.
+
+use tokio_postgres::Row;
+
+use super::{Error, Store};
+use crate::model::{AccountId, State, Timestamp, Webhook, WebhookId};
+
+/// A webhook to be made.
+#[derive(Debug)]
+pub struct New<'a> {
+    pub name: &'a str,
+    pub url: &'a str,
+    pub secret: &'a str,
+    pub event_types: Option<&'a [String]>,
+}
+
+/// A key to be made with a new account.
+#[derive(Debug)]
+pub struct NewKey<'a> {
+    pub hash: &'a [u8; 32],
+    pub prefix: &'a str,
+}
+
+/// What Postgres gave a new webhook.
+#[derive(Clone, Copy, Debug)]
+pub struct Made {
+    pub id: WebhookId,
+    pub account: AccountId,
+    pub created_at: Timestamp,
+}
+
+const WITH_ACCOUNT: &str = "
+WITH v AS (UPDATE engine_state SET config_version = config_version + 1 RETURNING config_version),
+a AS (INSERT INTO accounts (version) SELECT config_version FROM v RETURNING id, version),
+k AS (INSERT INTO api_keys (account_id, hash, prefix, version) SELECT id, $5, $6, version FROM a)
+INSERT INTO webhooks (account_id, name, url, secret, event_types, since_version, version)
+SELECT id, $1, $2, $3, $4, version, version FROM a RETURNING id, account_id, created_at";
+
+const FOR_ACCOUNT: &str = "
+WITH v AS (UPDATE engine_state SET config_version = config_version + 1 RETURNING config_version),
+a AS (UPDATE accounts SET version = config_version FROM v
+      WHERE id = $5 AND (SELECT count(*) FROM webhooks WHERE account_id = $5) < $6
+      RETURNING id, config_version)
+INSERT INTO webhooks (account_id, name, url, secret, event_types, since_version, version)
+SELECT id, $1, $2, $3, $4, config_version, config_version FROM a RETURNING id, account_id, created_at";
+
+const DISABLE: &str = "
+WITH v AS (UPDATE engine_state SET config_version = config_version + 1 RETURNING config_version),
+w AS (UPDATE webhooks SET state = 'disabled', until_version = config_version, version = config_version,
+             disabled_reason = $2 FROM v WHERE id = $1 AND state <> 'disabled' RETURNING account_id, config_version)
+UPDATE accounts SET version = config_version FROM w WHERE accounts.id = w.account_id";
+
+const COLUMNS: &str = "id, account_id, url, secret, event_types, state, since_version, until_version";
+
+fn made(row: &Row) -> Made {
+    Made { id: row.get(0), account: row.get(1), created_at: row.get(2) }
+}
+
+fn webhook(row: &Row) -> Webhook {
+    let state: &str = row.get(5);
+    Webhook {
+        id: row.get(0),
+        account: row.get(1),
+        url: row.get(2),
+        secret: row.get(3),
+        event_types: row.get(4),
+        state: match state {
+            "active" => State::Active,
+            "paused" => State::Paused,
+            _ => State::Disabled,
+        },
+        since: row.get(6),
+        until: row.get(7),
+    }
+}
+
+impl Store {
+    /// Makes an account, its key and its first webhook.
+    pub async fn register(&self, new: &New<'_>, key: &NewKey<'_>) -> Result<Made, Error> {
+        let client = self.client().await?;
+        let row = client
+            .query_one(
+                WITH_ACCOUNT,
+                &[&new.name, &new.url, &new.secret, &new.event_types, &key.hash.as_slice(), &key.prefix],
+            )
+            .await?;
+        Ok(made(&row))
+    }
+
+    /// Adds a webhook to an account; none when it has `max` already.
+    pub async fn add_webhook(
+        &self,
+        account: AccountId,
+        new: &New<'_>,
+        max: i64,
+    ) -> Result<Option<Made>, Error> {
+        let client = self.client().await?;
+        let row = client
+            .query_opt(FOR_ACCOUNT, &[&new.name, &new.url, &new.secret, &new.event_types, &account, &max])
+            .await?;
+        Ok(row.as_ref().map(made))
+    }
+
+    /// Disables a webhook. What it is owed is dead-lettered as it comes up; later events are not owed to it.
+    pub async fn disable_webhook(&self, id: WebhookId, reason: &str) -> Result<(), Error> {
+        let client = self.client().await?;
+        client.execute(DISABLE, &[&id, &reason]).await?;
+        Ok(())
+    }
+
+    /// Every webhook of these accounts, disabled ones too.
+    pub async fn webhooks_of(&self, accounts: &[AccountId]) -> Result<Vec<Webhook>, Error> {
+        let client = self.client().await?;
+        let sql = format!("SELECT {COLUMNS} FROM webhooks WHERE account_id = ANY ($1) ORDER BY id");
+        let statement = client.prepare_cached(&sql).await?;
+        let rows = client.query(&statement, &[&accounts]).await?;
+        Ok(rows.iter().map(webhook).collect())
+    }
+
+    /// The configuration version, and the accounts that changed after `version`.
+    pub async fn changed_accounts(&self, version: i64) -> Result<(i64, Vec<AccountId>), Error> {
+        let client = self.client().await?;
+        let sql =
+            "SELECT s.config_version, a.id FROM engine_state AS s LEFT JOIN accounts AS a ON a.version > $1";
+        let statement = client.prepare_cached(sql).await?;
+        let rows = client.query(&statement, &[&version]).await?;
+        let now = rows.first().map_or(version, |row| row.get(0));
+        Ok((now, rows.iter().filter_map(|row| row.get(1)).collect()))
+    }
+}

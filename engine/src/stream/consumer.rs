@@ -1,0 +1,236 @@
+//! Reading the stream: new entries, entries of dead consumers, and entries of our own that a broken
+//! connection swallowed.
+
+use std::{collections::HashSet, time::Duration};
+
+use redis::{
+    Pipeline, Script, Value,
+    aio::{ConnectionManager, MultiplexedConnection},
+};
+
+use super::{Entry, Error, GROUP, Keys, Redis, entry};
+
+/// How long one read blocks in Redis, and how long the reader waits for the answer before it takes the
+/// connection for dead.
+const BLOCK: Duration = Duration::from_secs(2);
+const WATCHDOG: Duration = Duration::from_secs(5);
+
+/// Pending entries looked at in one go.
+const PENDING_MAX: usize = 1000;
+
+/// The blocking reader of one shard.
+pub struct Reader {
+    redis: Redis,
+    keys: Keys,
+    consumer: String,
+    connection: Option<MultiplexedConnection>,
+}
+
+impl Reader {
+    pub fn new(redis: Redis, keys: Keys, consumer: String) -> Reader {
+        Reader { redis, keys, consumer, connection: None }
+    }
+
+    /// New entries, at most `max`; none when there were none for two seconds.
+    ///
+    /// # Errors
+    /// After any error the next call opens a new connection. What a lost reply held is pending for us and
+    /// comes back by [`Claims::unheld`].
+    ///
+    /// # Cancel safety
+    /// Entries of a dropped call are pending for us and not held; they come back the same way.
+    pub async fn read(&mut self, max: usize) -> Result<Vec<Entry>, Error> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            slot => slot.insert(self.redis.blocking().await?),
+        };
+        let mut command = redis::cmd("XREADGROUP");
+        command.arg("GROUP").arg(GROUP).arg(&self.consumer).arg("COUNT").arg(max);
+        command.arg("BLOCK").arg(BLOCK.as_millis() as u64).arg("STREAMS").arg(&self.keys.events).arg(">");
+        let reply = match tokio::time::timeout(WATCHDOG, command.query_async::<Value>(connection)).await {
+            Ok(reply) => reply.map_err(Error::from),
+            Err(_) => Err(Error::Silent),
+        };
+        let outcome = reply.and_then(|reply| entries_of_read(&reply));
+        match &outcome {
+            Err(error) if error.is_no_group() => self.make_group().await?,
+            Err(_) => self.connection = None,
+            Ok(_) => {}
+        }
+        outcome
+    }
+
+    /// Makes the group at 0, not at `$`: entries added before it must not be skipped.
+    pub async fn make_group(&mut self) -> Result<(), Error> {
+        let mut connection = self.redis.blocking().await?;
+        let made = redis::cmd("XGROUP")
+            .arg("CREATE")
+            .arg(&self.keys.events)
+            .arg(GROUP)
+            .arg(0)
+            .arg("MKSTREAM")
+            .query_async::<()>(&mut connection)
+            .await;
+        match made {
+            Err(error) if error.code() != Some("BUSYGROUP") => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// `[[stream, [entry, ...]]]`, or nil when the block ran out.
+fn entries_of_read(reply: &Value) -> Result<Vec<Entry>, Error> {
+    match reply {
+        Value::Nil => Ok(Vec::new()),
+        Value::Array(streams) => match streams.first() {
+            Some(Value::Array(stream)) => match stream.get(1) {
+                Some(entries) => entries_of(entries),
+                None => Err(Error::Entry),
+            },
+            _ => Err(Error::Entry),
+        },
+        _ => Err(Error::Entry),
+    }
+}
+
+fn entries_of(reply: &Value) -> Result<Vec<Entry>, Error> {
+    match reply {
+        Value::Nil => Ok(Vec::new()),
+        Value::Array(entries) => Ok(entries.iter().filter_map(readable).collect()),
+        _ => Err(Error::Entry),
+    }
+}
+
+/// An entry that a newer version wrote stays pending until a process that can read it claims it.
+fn readable(value: &Value) -> Option<Entry> {
+    match entry::decode(value) {
+        Ok(entry) => Some(entry),
+        Err(_) => {
+            tracing::warn!("left a stream entry of another format alone");
+            None
+        }
+    }
+}
+
+/// What keeps the group honest: beats, claims, and our own forgotten entries.
+#[derive(Clone)]
+pub struct Claims {
+    connection: ConnectionManager,
+    keys: Keys,
+    consumer: String,
+}
+
+impl Claims {
+    pub fn new(connection: ConnectionManager, keys: Keys, consumer: String) -> Claims {
+        Claims { connection, keys, consumer }
+    }
+
+    /// Tells the others that this consumer lives.
+    pub async fn beat(&mut self) -> Result<(), Error> {
+        Script::new(include_str!("scripts/beat.lua"))
+            .key(&self.keys.alive)
+            .arg(&self.consumer)
+            .invoke_async::<()>(&mut self.connection)
+            .await?;
+        Ok(())
+    }
+
+    /// Takes the beat back, so that others claim what is left at once.
+    pub async fn leave(&mut self) -> Result<(), Error> {
+        redis::cmd("ZREM")
+            .arg(&self.keys.alive)
+            .arg(&self.consumer)
+            .query_async::<()>(&mut self.connection)
+            .await?;
+        Ok(())
+    }
+
+    /// Claims up to `limit` entries from consumers without a beat for `dead_after`.
+    pub async fn claim(&mut self, dead_after: Duration, limit: usize) -> Result<Vec<Entry>, Error> {
+        let reply: Value = Script::new(include_str!("scripts/claim.lua"))
+            .key(&self.keys.events)
+            .key(&self.keys.alive)
+            .arg(GROUP)
+            .arg(&self.consumer)
+            .arg(dead_after.as_millis() as u64)
+            .arg(limit)
+            .invoke_async(&mut self.connection)
+            .await?;
+        entries_of(&reply)
+    }
+
+    /// Entries that are pending for us although we do not hold them: replies that were lost on the way.
+    pub async fn unheld(&mut self, held: impl Fn(&str) -> bool, limit: usize) -> Result<Vec<Entry>, Error> {
+        let pending: Vec<(String, String, u64, u64)> = redis::cmd("XPENDING")
+            .arg(&self.keys.events)
+            .arg(GROUP)
+            .arg("-")
+            .arg("+")
+            .arg(PENDING_MAX)
+            .arg(&self.consumer)
+            .query_async(&mut self.connection)
+            .await?;
+        let ids: Vec<String> =
+            pending.into_iter().map(|(id, ..)| id).filter(|id| !held(id)).take(limit).collect();
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let reply: Value = redis::cmd("XCLAIM")
+            .arg(&self.keys.events)
+            .arg(GROUP)
+            .arg(&self.consumer)
+            .arg(0)
+            .arg(ids)
+            .query_async(&mut self.connection)
+            .await?;
+        entries_of(&reply)
+    }
+
+    /// First ids of the batches in the stream, oldest first, up to `limit` entries; none when there are
+    /// more, because then nothing follows from a batch's absence.
+    pub async fn batches_in_stream(&mut self, limit: usize) -> Result<Option<HashSet<i64>>, Error> {
+        let reply: Value = redis::cmd("XRANGE")
+            .arg(&self.keys.events)
+            .arg("-")
+            .arg("+")
+            .arg("COUNT")
+            .arg(limit + 1)
+            .query_async(&mut self.connection)
+            .await?;
+        let entries = entries_of(&reply)?;
+        Ok((entries.len() <= limit).then(|| entries.iter().map(|e| e.span.first.0).collect()))
+    }
+
+    /// Who holds the entry of this batch: none when it is not in the stream any more, or not found among
+    /// the oldest `limit`; an empty name when nobody has read it yet.
+    pub async fn holder(&mut self, first: i64, limit: usize) -> Result<Option<String>, Error> {
+        let reply: Value = redis::cmd("XRANGE")
+            .arg(&self.keys.events)
+            .arg("-")
+            .arg("+")
+            .arg("COUNT")
+            .arg(limit)
+            .query_async(&mut self.connection)
+            .await?;
+        let Some(entry) = entries_of(&reply)?.into_iter().find(|e| e.span.first.0 == first) else {
+            return Ok(None);
+        };
+        let pending: Vec<(String, String, u64, u64)> = redis::cmd("XPENDING")
+            .arg(&self.keys.events)
+            .arg(GROUP)
+            .arg(&entry.id)
+            .arg(&entry.id)
+            .arg(1)
+            .query_async(&mut self.connection)
+            .await?;
+        Ok(Some(pending.into_iter().next().map_or_else(String::new, |(_, consumer, ..)| consumer)))
+    }
+}
+
+/// Adds to `pipe` that entries are done: acked and deleted together.
+pub fn ack(pipe: &mut Pipeline, keys: &Keys, ids: &[String]) {
+    if !ids.is_empty() {
+        pipe.cmd("XACK").arg(&keys.events).arg(GROUP).arg(ids).ignore();
+        pipe.cmd("XDEL").arg(&keys.events).arg(ids).ignore();
+    }
+}

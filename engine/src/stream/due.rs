@@ -1,0 +1,111 @@
+//! The near window of the schedule: what falls due within the horizon, leased to one dispatcher at a time.
+
+use redis::{Pipeline, Script, aio::ConnectionManager};
+
+use super::{Error, Keys};
+use crate::{
+    model::{EventId, WebhookId},
+    store::scheduled::Key,
+};
+
+const SCHEDULE: &str = include_str!("scripts/schedule.lua");
+const LEASE: &str = include_str!("scripts/lease.lua");
+
+/// Members one script call takes: 128 block Redis for about 0.3 ms, thousands for tens of ms.
+pub const LEASE_MAX: usize = 128;
+
+/// Members one EVAL adds. Each is two arguments, and Lua's `unpack` is not involved, so this bounds only
+/// the time Redis is busy.
+const ADD_MAX: usize = 500;
+
+/// The `due` set of one shard.
+#[derive(Clone)]
+pub struct Due {
+    connection: ConnectionManager,
+    keys: Keys,
+    max: usize,
+}
+
+fn member((event, webhook): Key) -> String {
+    format!("{event}:{webhook}")
+}
+
+fn parse(member: &str) -> Option<Key> {
+    let (event, webhook) = member.split_once(':')?;
+    Some((EventId(event.parse().ok()?), WebhookId(webhook.parse().ok()?)))
+}
+
+impl Due {
+    pub fn new(connection: ConnectionManager, keys: Keys, max: usize) -> Due {
+        Due { connection, keys, max }
+    }
+
+    /// Adds members that are not there; those that are may be leased and stay as they are. Returns how many
+    /// were added.
+    pub async fn feed(&mut self, members: &[(Key, i64)]) -> Result<u64, Error> {
+        let mut added = 0;
+        let schedule = Script::new(SCHEDULE);
+        for chunk in members.chunks(ADD_MAX) {
+            let mut script = schedule.prepare_invoke();
+            script.key(&self.keys.due).arg(self.max).arg("NX");
+            for (key, delay_ms) in chunk {
+                script.arg(member(*key)).arg(*delay_ms);
+            }
+            added += script.invoke_async::<u64>(&mut self.connection).await?;
+        }
+        Ok(added)
+    }
+
+    /// Takes up to `limit` members whose time has come, for `lease_ms`.
+    pub async fn lease(&mut self, limit: usize, lease_ms: i64) -> Result<Vec<Key>, Error> {
+        let members: Vec<String> = Script::new(LEASE)
+            .key(&self.keys.due)
+            .arg(limit.min(LEASE_MAX))
+            .arg(lease_ms)
+            .invoke_async(&mut self.connection)
+            .await?;
+        Ok(members.iter().filter_map(|m| parse(m)).collect())
+    }
+
+    /// Forgets members nothing is owed for.
+    pub async fn remove(&mut self, keys: &[Key]) -> Result<(), Error> {
+        let members: Vec<String> = keys.iter().copied().map(member).collect();
+        redis::cmd("ZREM").arg(&self.keys.due).arg(members).query_async::<()>(&mut self.connection).await?;
+        Ok(())
+    }
+
+    /// How many members there are.
+    pub async fn depth(&mut self) -> Result<u64, Error> {
+        Ok(redis::cmd("ZCARD").arg(&self.keys.due).query_async(&mut self.connection).await?)
+    }
+}
+
+/// Adds to `pipe` that members' times are now these, and that others are gone.
+pub fn update(pipe: &mut Pipeline, keys: &Keys, max: usize, later: &[(Key, i64)], gone: &[Key]) {
+    for chunk in later.chunks(ADD_MAX) {
+        // EVAL with the text: inside MULTI there is no second chance after NOSCRIPT.
+        let command = pipe.cmd("EVAL").arg(SCHEDULE).arg(1).arg(&keys.due).arg(max).arg("CH");
+        for (key, delay_ms) in chunk {
+            command.arg(member(*key)).arg(*delay_ms);
+        }
+        command.ignore();
+    }
+    if !gone.is_empty() {
+        let members: Vec<String> = gone.iter().copied().map(member).collect();
+        pipe.cmd("ZREM").arg(&keys.due).arg(members).ignore();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_name_event_and_webhook() {
+        let key = (EventId(123), WebhookId(45));
+        assert_eq!(member(key), "123:45");
+        assert_eq!(parse("123:45"), Some(key));
+        assert_eq!(parse("123"), None);
+        assert_eq!(parse("a:b"), None);
+    }
+}

@@ -1,0 +1,31 @@
+//! The names of our keys.
+
+/// The keys of one shard of one deployment.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    /// The stream of batches.
+    pub events: String,
+    /// The near window of the schedule: a sorted set of `event:webhook`, by the server's time in ms.
+    pub due: String,
+    /// Consumers by the time of their last beat.
+    pub alive: String,
+}
+
+impl Keys {
+    pub fn new(engine: &str, shard: u32) -> Keys {
+        let key = |what| format!("eventpulse:{engine}:{{{shard}}}:{what}");
+        Keys { events: key("events"), due: key("due"), alive: key("alive") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shard_is_one_hash_tag() {
+        let keys = Keys::new("ab12", 3);
+        assert_eq!(keys.events, "eventpulse:ab12:{3}:events");
+        assert_ne!(keys.due, Keys::new("cd34", 3).due);
+    }
+}

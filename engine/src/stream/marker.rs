@@ -1,0 +1,39 @@
+//! Writes the marks of streamed batches that no commit came to carry.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::Handle;
+use crate::store::Link;
+
+/// Marks of one statement.
+const MARKS_MAX: usize = 4096;
+
+/// Runs until `stop` is set, and then writes once more what there is.
+pub async fn run(
+    handle: Handle,
+    mut link: Link,
+    owner: i64,
+    every: Duration,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut last = false;
+    while !last {
+        tokio::select! {
+            () = tokio::time::sleep(every) => {}
+            () = crate::stopped(&mut stop) => last = true,
+        }
+        let marks = handle.take_marks(MARKS_MAX);
+        if marks.is_empty() {
+            continue;
+        }
+        match link.mark(&marks, owner).await {
+            Ok(()) => handle.marked(&marks),
+            Err(error) => {
+                tracing::debug!(error = crate::chain(&error), "marks wait for Postgres");
+                handle.unmarked(marks);
+            }
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Redis: a bounded index of what Postgres says is owed. Everything here can be lost and made again.
+//!
+//! An entry stands for a batch, not for an event (docs/adr/0001). Keys carry the deployment's id and the
+//! shard as hash tag, so that two deployments never meet and a shard stays in one cluster slot.
+
+pub mod consumer;
+pub mod due;
+pub mod entry;
+pub mod keys;
+pub mod marker;
+pub mod producer;
+
+use std::time::Duration;
+
+use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
+
+pub use self::{
+    entry::Entry,
+    keys::Keys,
+    producer::{Handle, Producer},
+};
+
+/// The consumer group of all dispatchers.
+const GROUP: &str = "dispatchers";
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("REDIS_URL is not usable")]
+    Url(#[source] redis::RedisError),
+    #[error("a Redis command failed")]
+    Command(#[from] redis::RedisError),
+    #[error("Redis did not answer in time")]
+    Silent,
+    #[error("a stream entry cannot be read")]
+    Entry,
+}
+
+impl Error {
+    /// Whether the consumer group is gone, as after Redis lost its data.
+    fn is_no_group(&self) -> bool {
+        matches!(self, Error::Command(error) if error.code() == Some("NOGROUP"))
+    }
+}
+
+/// Where Redis is.
+#[derive(Clone)]
+pub struct Redis {
+    client: redis::Client,
+    reply_timeout: Duration,
+}
+
+impl Redis {
+    /// Does not connect yet.
+    pub fn new(url: &str, reply_timeout: Duration) -> Result<Redis, Error> {
+        let client = redis::Client::open(url).map_err(Error::Url)?;
+        Ok(Redis { client, reply_timeout })
+    }
+
+    /// A connection for commands that answer at once; it comes back by itself. Must be called within the
+    /// runtime that uses it.
+    pub fn commands(&self) -> Result<ConnectionManager, Error> {
+        let config = ConnectionManagerConfig::new()
+            .set_response_timeout(Some(self.reply_timeout))
+            .set_connection_timeout(Some(self.reply_timeout))
+            .set_max_delay(Duration::from_millis(500))
+            .set_number_of_retries(1);
+        Ok(self.client.get_connection_manager_lazy(config)?)
+    }
+
+    /// A connection for one blocking read at a time. It has no response time-out: the crate's default of
+    /// 500 ms would drop the late reply of a blocking read, and the entries in it would be pending for
+    /// nobody who knows. The reader brings a watchdog of its own.
+    async fn blocking(&self) -> Result<MultiplexedConnection, Error> {
+        let config = redis::AsyncConnectionConfig::new()
+            .set_response_timeout(None)
+            .set_connection_timeout(Some(self.reply_timeout));
+        Ok(self.client.get_multiplexed_async_connection_with_config(&config).await?)
+    }
+
+    /// Waits until Redis answers, for a start beside a Redis that is still starting.
+    pub async fn wait_for(&self, patience: Duration) -> Result<(), Error> {
+        let mut connection = self.commands()?;
+        let until = tokio::time::Instant::now() + patience;
+        let mut told = false;
+        loop {
+            match redis::cmd("PING").query_async::<()>(&mut connection).await {
+                Ok(()) => return Ok(()),
+                Err(error) if tokio::time::Instant::now() >= until => return Err(error.into()),
+                Err(error) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(%error, "waiting for Redis");
+                    }
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+    }
+}

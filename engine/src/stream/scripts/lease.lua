@@ -1,0 +1,10 @@
+-- Hands out members whose time has come and pushes their time ahead by the lease: the outcome removes or
+-- re-schedules them, and a crash ends with the lease.
+-- KEYS: due. ARGV: limit, lease (ms).
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local members = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
+for _, member in ipairs(members) do
+    redis.call('ZADD', KEYS[1], 'XX', now + ARGV[2], member)
+end
+return members

@@ -1,0 +1,1 @@
+//! The engine against a real Postgres and a real Redis, through its HTTP port.
