@@ -1,0 +1,3 @@
+module eventpulse.example/receiver
+
+go 1.16

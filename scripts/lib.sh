@@ -1,0 +1,348 @@
+# shellcheck shell=bash
+# What the scripts share. To be sourced; for bash 3.2 and newer, because that is what macOS has.
+
+# --- Saying things -------------------------------------------------------------------------------------------------
+
+say() { printf '%s\n' "$*"; }
+warn() { printf '%s\n' "$*" >&2; }
+die() {
+    warn "$*"
+    exit 1
+}
+
+# step NAME COMMAND...: runs the command and prints how long it took. Its status is the command's.
+step() {
+    local name=$1 began=$SECONDS status=0
+    shift
+    say "==> $name"
+    "$@" || status=$?
+    if [ "$status" -eq 0 ]; then
+        say "==> $name ... $((SECONDS - began)) s"
+    else
+        say "==> $name ... FAILED after $((SECONDS - began)) s"
+    fi
+    return "$status"
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# --- The workspace -------------------------------------------------------------------------------------------------
+
+enter_workspace() { cd "$(dirname "${BASH_SOURCE[0]}")/.."; }
+
+# The oldest Rust that the workspace promises to build with, as `1.95`.
+recorded_rust() { sed -n 's/^rust-version *= *"\([0-9]*\.[0-9]*\).*/\1/p' Cargo.toml; }
+
+# Where cargo puts what it builds. Asked of cargo, because the folder may be set in the environment or in a
+# configuration file.
+target_dir() {
+    cargo metadata --offline --no-deps --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
+}
+
+# Where it puts programs of the dev profile: one level deeper when a target is named.
+debug_dir() {
+    local target
+    target=$(target_dir)
+    printf '%s\n' "$target${CARGO_BUILD_TARGET:+/$CARGO_BUILD_TARGET}/debug"
+}
+
+cargo_network=''
+
+# Needs no network where it can: with every crate in cargo's cache, a build must not fail for a registry that is down.
+choose_network() {
+    local host
+    host=$(rustc -vV | sed -n 's/^host: //p')
+    # For this host only: what other systems need is never compiled here, so it need not be here either.
+    if cargo fetch --quiet --locked --offline --target "$host" >/dev/null 2>&1 &&
+        cargo fetch --quiet --locked --offline --target "$host" \
+            --manifest-path examples/receivers/rust/Cargo.toml >/dev/null 2>&1; then
+        cargo_network=--offline
+    fi
+}
+
+# run_cargo COMMAND ARGUMENTS...: cargo, without the network when it is not needed.
+run_cargo() {
+    local command=$1
+    shift
+    cargo "$command" ${cargo_network:+"$cargo_network"} "$@"
+}
+
+# --- What has to be there ------------------------------------------------------------------------------------------
+
+# rust_at_least MINIMUM: whether the rustc that would be used is that new.
+rust_at_least() {
+    local version
+    version=$(rustc --version 2>/dev/null | sed -n 's/^rustc \([0-9]*\.[0-9]*\).*/\1/p') || return 1
+    [ -n "$version" ] && have cargo && cargo --version >/dev/null 2>&1 || return 1
+    [ "${version%%.*}" -gt "${1%%.*}" ] ||
+        { [ "${version%%.*}" -eq "${1%%.*}" ] && [ "${version#*.}" -ge "${1#*.}" ]; }
+}
+
+# Finds a Rust that is new enough, and uses it. Installs nothing, and leaves the user's default as it is.
+find_rust() {
+    local wanted
+    wanted=$(recorded_rust)
+    [ -n "$wanted" ] || die "Cargo.toml records no rust-version"
+    rust_at_least "$wanted" && return 0
+    # Installed, but not in the PATH of this shell.
+    PATH=${CARGO_HOME:-${HOME:-}/.cargo}/bin:$PATH
+    export PATH
+    rust_at_least "$wanted" && return 0
+    if have rustup && rustup run "$wanted" rustc --version >/dev/null 2>&1; then
+        export RUSTUP_TOOLCHAIN=$wanted
+        rust_at_least "$wanted" && return 0
+    fi
+    return 1
+}
+
+# A compiler that links: on Debian `cc` may be there without the C library's development files.
+find_cc() {
+    local out status=0
+    have cc || return 1
+    if [ "$(uname -s)" = Darwin ]; then
+        # Asking the stub itself would open a window.
+        xcode-select -p >/dev/null 2>&1
+        return
+    fi
+    out=$(mktemp "${TMPDIR:-/tmp}/cc.XXXXXX")
+    echo 'int main(void) { return 0; }' | cc -x c -o "$out" - >/dev/null 2>&1 || status=1
+    rm -f "$out"
+    return "$status"
+}
+
+# Distributions keep the server's programs out of the PATH, since several versions may stand side by side. These are
+# the places where engine/embedded/src/find.rs looks: finding more here would only move the complaint to the end.
+find_postgres() {
+    local folder
+    have postgres && have initdb && return 0
+    for folder in /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /usr/bin \
+        /opt/homebrew/opt/postgresql*/bin /usr/local/opt/postgresql*/bin /opt/homebrew/bin; do
+        [ -x "$folder/postgres" ] && [ -x "$folder/initdb" ] && return 0
+    done
+    return 1
+}
+
+find_redis() {
+    local name folder
+    for name in redis-server valkey-server; do
+        have "$name" && return 0
+        for folder in /usr/bin /usr/sbin /usr/local/bin /opt/homebrew/bin /opt/homebrew/opt/redis/bin \
+            /opt/homebrew/opt/valkey/bin; do
+            [ -x "$folder/$name" ] && return 0
+        done
+    done
+    return 1
+}
+
+# prepare: makes the machine ready, after saying what it lacks. Installs nothing where nothing is missing.
+prepare() {
+    local packages='' missing='' rust=''
+    find_rust || rust=missing
+    find_cc || missing="$missing cc"
+    find_postgres || missing="$missing postgres"
+    find_redis || missing="$missing redis"
+    # To fetch the Rust installer, and then the crates.
+    if [ -n "$rust" ] && ! have rustup; then
+        have curl || missing="$missing curl"
+    fi
+
+    if [ -n "$missing" ]; then
+        case $(uname -s) in
+            Darwin) install_by_brew "$missing" ;;
+            *)
+                have apt-get || die "missing:$missing. This script installs for Debian, Ubuntu and macOS; please install" \
+                    "by your system's package manager a C compiler, the PostgreSQL server, Redis or Valkey, and curl"
+                packages=$(apt_packages "$missing")
+                install_by_apt "$packages"
+                ;;
+        esac
+    fi
+    [ -z "$rust" ] || install_rust
+    choose_network
+}
+
+# --- Debian and Ubuntu ---------------------------------------------------------------------------------------------
+
+# apt_packages MISSING: says what will be installed and for what, on stderr, and prints the packages' names.
+apt_packages() {
+    local one
+    for one in $1; do
+        case $one in
+            cc)
+                warn "installing a C compiler (gcc, libc6-dev)"
+                printf ' gcc libc6-dev'
+                ;;
+            postgres)
+                warn "installing the PostgreSQL server's programs (postgresql); no database is created or started"
+                printf ' postgresql'
+                ;;
+            redis)
+                warn "installing the Redis server's program (redis-server); it is neither started nor enabled"
+                printf ' redis-server'
+                ;;
+            curl)
+                warn "installing curl, to fetch Rust (curl, ca-certificates)"
+                printf ' curl ca-certificates'
+                ;;
+        esac
+    done
+}
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    else
+        sudo "$@"
+    fi
+}
+
+apt_get() {
+    # Someone else may hold apt's lock, above all on a machine that has just been started.
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$@" </dev/null
+}
+
+apt_install() {
+    local packages=("$@")
+    # Package lists are fetched when there are none, and when those that are there turn out to be stale.
+    if ls /var/lib/apt/lists/*_Packages* >/dev/null 2>&1 &&
+        apt_get install --yes --no-install-recommends "${packages[@]}" >"$apt_log" 2>&1; then
+        return 0
+    fi
+    # One broken list, of somebody else's repository, is no reason to stop: the installation shows what matters.
+    apt_get update >"$apt_log" 2>&1 || true
+    apt_get install --yes --no-install-recommends "${packages[@]}" >>"$apt_log" 2>&1 && return 0
+    cat "$apt_log" >&2
+    die "apt-get could not install: $*"
+}
+
+policy=/usr/sbin/policy-rc.d
+policy_kept=/usr/sbin/policy-rc.d.before-eventpulse
+policy_mark='written by the scripts of EventPulse for the time of one installation'
+cluster_conf=/etc/postgresql-common/createcluster.conf
+
+# Debian starts a service when its package is installed, unless this file says no.
+forbid_services() {
+    allow_services # what an interrupted run left behind
+    if [ -e "$policy" ]; then
+        as_root mv "$policy" "$policy_kept"
+    fi
+    printf '#!/bin/sh\n# %s\nexit 101\n' "$policy_mark" | as_root tee "$policy" >/dev/null
+    as_root chmod 755 "$policy"
+}
+
+allow_services() {
+    if grep -q "$policy_mark" "$policy" 2>/dev/null; then
+        as_root rm -f "$policy"
+    fi
+    if [ -e "$policy_kept" ] && [ ! -e "$policy" ]; then
+        as_root mv "$policy_kept" "$policy"
+    fi
+}
+
+# The package's script creates a cluster that starts with the machine, unless this setting says no. It is put back
+# afterwards: who installs PostgreSQL for another purpose expects the usual.
+forbid_cluster() {
+    as_root cp -p "$cluster_conf" "$cluster_conf.before-eventpulse"
+    printf '\ncreate_main_cluster = false\n' | as_root tee -a "$cluster_conf" >/dev/null
+}
+
+allow_cluster() {
+    if [ -e "$cluster_conf.before-eventpulse" ]; then
+        as_root mv "$cluster_conf.before-eventpulse" "$cluster_conf"
+    fi
+}
+
+package_installed() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q ' installed$'; }
+
+# A unit that came with the package is left disabled; one that was here before is not touched.
+disable_unit() {
+    if have systemctl; then
+        as_root systemctl disable "$1" >/dev/null 2>&1 || true
+    elif have update-rc.d; then
+        as_root update-rc.d "$1" disable >/dev/null 2>&1 || true
+    fi
+}
+
+# A subshell: its traps undo what it did to the system, however it ends, and touch no other trap.
+install_by_apt() (
+    read -r -a packages <<<"$1"
+    [ "$(id -u)" -eq 0 ] || have sudo || die "that needs root: run as root or install sudo, or install by hand: ${packages[*]}"
+    apt_log=$(mktemp "${TMPDIR:-/tmp}/apt.XXXXXX")
+    units=''
+    case " ${packages[*]} " in *' redis-server '*) package_installed redis-server || units="$units redis-server" ;; esac
+    case " ${packages[*]} " in *' postgresql '*) package_installed postgresql-common || units="$units postgresql" ;; esac
+
+    undo() {
+        # Here, so that it also happens when the installation stops half way.
+        for unit in $units; do
+            disable_unit "$unit"
+        done
+        allow_cluster
+        allow_services
+        rm -f "$apt_log"
+    }
+    trap undo EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    forbid_services
+    allow_cluster # what an interrupted run left behind
+    case " ${packages[*]} " in
+        *' postgresql '*)
+            # On its own first: the setting can only be changed once its file is there.
+            step 'apt-get install postgresql-common' apt_install postgresql-common
+            forbid_cluster
+            ;;
+    esac
+    step "apt-get install ${packages[*]}" apt_install "${packages[@]}"
+)
+
+# --- macOS ---------------------------------------------------------------------------------------------------------
+
+install_by_brew() {
+    local one formulas=''
+    for one in $1; do
+        case $one in
+            cc) die "no C compiler: run 'xcode-select --install', then this script again" ;;
+            postgres) formulas="$formulas postgresql@17" ;;
+            redis) formulas="$formulas redis" ;;
+            curl) die "no curl in the PATH, though macOS comes with one" ;;
+        esac
+    done
+    have brew || die "missing:$1. They come by Homebrew, which is not installed: see https://brew.sh"
+    for one in $formulas; do
+        say "installing $one by Homebrew; it is not started"
+        step "brew install $one" brew install --quiet "$one" </dev/null
+    done
+}
+
+# --- Rust ----------------------------------------------------------------------------------------------------------
+
+# The version that the workspace records, beside whatever Rust there is: the default toolchain stays what it was.
+install_rust() {
+    local wanted
+    wanted=$(recorded_rust)
+    if have rustup; then
+        say "installing Rust $wanted by rustup, minimal profile; the default toolchain is not changed"
+        step "rustup toolchain install $wanted" rustup toolchain install "$wanted" --profile minimal --no-self-update
+    else
+        say "installing Rust $wanted by rustup (https://rustup.rs), minimal profile, into ${CARGO_HOME:-${HOME:-}/.cargo}"
+        step "rustup" run_rustup_installer "$wanted"
+    fi
+    find_rust || die "Rust $wanted has been installed, but 'cargo --version' does not work"
+}
+
+run_rustup_installer() {
+    # Another Rust in the PATH, too old for us, is no reason to stop: ours comes first in the scripts' PATH only.
+    curl --proto '=https' --tlsv1.2 --silent --show-error --fail --location https://sh.rustup.rs |
+        RUSTUP_INIT_SKIP_PATH_CHECK=yes sh -s -- -y --quiet --no-modify-path --profile minimal --default-toolchain "$1"
+}
+
+# component NAME: rustfmt or clippy, which the minimal profile leaves out.
+component() {
+    local command=$1
+    [ "$command" != rustfmt ] || command=fmt
+    cargo "$command" --version >/dev/null 2>&1 && return 0
+    have rustup || die "'cargo $command' does not work, and this Rust is not rustup's: install your system's package for $1"
+    say "installing $1 by rustup"
+    rustup component add "$1"
+}
