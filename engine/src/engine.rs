@@ -20,6 +20,7 @@ use crate::{
     ingest::{
         Batcher, Queue, Ring,
         keys::{Form, Keys},
+        marks,
     },
     metrics::Metrics,
     recover::{sweep::Sweep, takeover::Keeper},
@@ -28,7 +29,7 @@ use crate::{
         self, Link, Store,
         migrate::{self, Identity},
     },
-    stream::{self, Producer, Redis, consumer::Claims, due::Due, marker},
+    stream::{self, Producer, Redis, consumer::Claims, due::Due},
 };
 
 /// How long a start waits for Postgres to come up.
@@ -275,7 +276,7 @@ fn background(
     Ok(vec![
         tokio::spawn(keeper.run(stop.subscribe())),
         tokio::spawn(sweep.run(stop.subscribe())),
-        tokio::spawn(marker::run(stream.clone(), link(), common.instance, every, stop.subscribe())),
+        tokio::spawn(marks::run(stream.clone(), link(), common.instance, every, stop.subscribe())),
     ])
 }
 

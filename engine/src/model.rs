@@ -117,6 +117,9 @@ impl Event {
     }
 }
 
+/// Names one delivery: this event to this webhook.
+pub type Key = (EventId, WebhookId);
+
 /// One committed group: consecutive ids from `first`, all of one group commit.
 #[derive(Debug)]
 pub struct Batch {

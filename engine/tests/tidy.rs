@@ -12,7 +12,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("metrics", &[]),
     ("store", &["model"]),
-    ("stream", &["store"]),
+    ("stream", &[]),
     ("ingest", &["store", "stream"]),
     ("lane", &[]),
     // An attempt is judged into the row that records it.
@@ -62,7 +62,8 @@ fn imports(source: &str, stages: &BTreeSet<&str>) -> BTreeSet<String> {
             None => vec![rest],
         };
         for item in list {
-            let name: String = item.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let name: String =
+                item.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
             if stages.contains(name.as_str()) {
                 found.insert(name);
             }

@@ -7,7 +7,8 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{Context, Delivery, work};
 use crate::{
-    store::scheduled::{Key, Owed},
+    model::Key,
+    store::scheduled::Owed,
     stream::due::{Due, LEASE_MAX},
 };
 

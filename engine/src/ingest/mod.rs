@@ -7,6 +7,7 @@ mod batch;
 mod batcher;
 mod event;
 pub mod keys;
+pub mod marks;
 mod queue;
 mod ring;
 

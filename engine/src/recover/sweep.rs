@@ -13,8 +13,8 @@ use tokio::sync::watch;
 
 use crate::{
     metrics::Metrics,
-    model::{AccountId, EventId, Span, Webhook},
-    store::{self, Link, Store, scheduled::Key},
+    model::{AccountId, EventId, Key, Span, Webhook},
+    store::{self, Link, Store},
     stream::{self, consumer::Claims, due::Due},
 };
 

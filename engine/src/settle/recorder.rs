@@ -8,7 +8,8 @@ use tokio::{sync::mpsc, time::Instant};
 use super::{Handle, Item, Open};
 use crate::{
     metrics::Metrics,
-    store::{self, Fault, Link, scheduled::Key, settle::Record},
+    model::Key,
+    store::{self, Fault, Link, settle::Record},
     stream::{self, Keys},
 };
 

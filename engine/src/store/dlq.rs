@@ -1,7 +1,7 @@
 //! Dead letters.
 
-use super::{Error, Store, scheduled::Key};
-use crate::model::{AccountId, EventId, Timestamp, WebhookId};
+use super::{Error, Store};
+use crate::model::{AccountId, EventId, Key, Timestamp, WebhookId};
 
 /// One dead letter, as the API shows it.
 #[derive(Debug)]

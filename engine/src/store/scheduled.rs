@@ -3,10 +3,7 @@
 use std::sync::Arc;
 
 use super::{Error, Store, Text};
-use crate::model::{AccountId, Event, EventId, Try, WebhookId};
-
-/// A delivery's name, and its member in `due`.
-pub type Key = (EventId, WebhookId);
+use crate::model::{AccountId, Event, Key, Try};
 
 /// A scheduled delivery with its event.
 #[derive(Debug)]

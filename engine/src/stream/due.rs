@@ -4,8 +4,8 @@ use redis::{Pipeline, Script, aio::ConnectionManager};
 
 use super::{Error, Keys};
 use crate::{
+    model::Key,
     model::{EventId, WebhookId},
-    store::scheduled::Key,
 };
 
 const SCHEDULE: &str = include_str!("scripts/schedule.lua");

@@ -7,7 +7,6 @@ pub mod consumer;
 pub mod due;
 pub mod entry;
 pub mod keys;
-pub mod marker;
 pub mod producer;
 
 use std::time::Duration;

@@ -1,1 +1,11 @@
 //! The engine against a real Postgres and a real Redis, through its HTTP port.
+
+mod bad_input;
+mod contract;
+mod delivery;
+mod harness;
+mod outage;
+mod process;
+mod shared_work;
+mod sockets;
+mod volume;

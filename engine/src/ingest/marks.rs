@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::Handle;
 use crate::store::Link;
+use crate::stream::Handle;
 
 /// Marks of one statement.
 const MARKS_MAX: usize = 4096;

@@ -1,0 +1,160 @@
+//! An engine in this process, on free ports, with a database of its own, and what a test asks of it.
+
+use std::time::Duration;
+
+use eventpulse::{
+    config::{Config, Roles, value::Secret},
+    engine::Engine,
+    store::{Address, migrate},
+};
+use eventpulse_testkit::{eventually, stack};
+use serde_json::{Value, json};
+use tokio_postgres::NoTls;
+
+/// Long enough for a busy machine, and only ever used up by a failing test.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// An engine under test.
+pub(crate) struct App {
+    pub(crate) engine: Engine,
+    pub(crate) base: String,
+    pub(crate) database: String,
+    pub(crate) client: reqwest::Client,
+}
+
+/// A registered account.
+#[derive(Clone, Debug)]
+pub(crate) struct Account {
+    pub(crate) key: String,
+    pub(crate) webhook: i64,
+    pub(crate) secret: String,
+}
+
+/// Settings for tests: private targets, quick retries, quick beats.
+pub(crate) fn config(database: &str) -> Config {
+    let mut config = Config {
+        database_url: Secret::new(database),
+        redis_url: Secret::new(stack().redis_url()),
+        ..Config::default()
+    };
+    config.http.port = 0;
+    config.http.dispatcher_port = 0;
+    config.targets.allow_private = true;
+    config.retry.schedule = "200ms,400ms".parse().expect("a schedule");
+    config.recover.sweep_every = Duration::from_millis(500);
+    config
+}
+
+/// A fresh, migrated database. Its name becomes the engine's own Redis keys by the id in it.
+pub(crate) async fn database(hint: &str) -> String {
+    let url = eventpulse_testkit::database(hint).await;
+    migrate::migrate(&Address::parse(&url).expect("a URL")).await.expect("migrated");
+    url
+}
+
+/// A connection to look at the tables with.
+pub(crate) async fn postgres(url: &str) -> tokio_postgres::Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("Postgres answers");
+    tokio::spawn(connection);
+    client
+}
+
+/// One number from the database.
+pub(crate) async fn count(client: &tokio_postgres::Client, sql: &str) -> i64 {
+    client.query_one(sql, &[]).await.expect("the query runs").get(0)
+}
+
+impl App {
+    pub(crate) async fn start(hint: &str) -> App {
+        App::with(hint, |_| {}).await
+    }
+
+    /// Both roles on a database of their own, with settings changed by `change`.
+    pub(crate) async fn with(hint: &str, change: impl FnOnce(&mut Config)) -> App {
+        let database = database(hint).await;
+        let mut config = config(&database);
+        change(&mut config);
+        App::of(config, Roles::Both).await
+    }
+
+    pub(crate) async fn of(config: Config, roles: Roles) -> App {
+        let database = config.database_url.reveal().to_owned();
+        let engine = Engine::start(config, roles).await.expect("the engine starts");
+        let address = engine.gateway.or(engine.dispatcher).expect("a role listens");
+        App {
+            engine,
+            base: format!("http://{address}"),
+            database,
+            client: reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().expect("a client"),
+        }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
+    }
+
+    /// Registers a new account whose webhook points to `url`.
+    pub(crate) async fn register(&self, url: &str) -> Account {
+        let body = json!({ "name": "test", "url": url });
+        let response = self.client.post(self.url("/register-webhook")).json(&body).send().await.expect("an answer");
+        assert_eq!(response.status(), 201);
+        let body: Value = response.json().await.expect("JSON");
+        Account {
+            key: body["apiKey"].as_str().expect("a key").to_owned(),
+            webhook: body["webhook"]["id"].as_i64().expect("an id"),
+            secret: body["webhook"]["secret"].as_str().expect("a secret").to_owned(),
+        }
+    }
+
+    /// Sends an event that must be accepted; returns its id.
+    pub(crate) async fn send(&self, key: &str, kind: &str, payload: Value) -> i64 {
+        let (status, body) = self.try_send(key, &json!({ "type": kind, "payload": payload }).to_string()).await;
+        assert_eq!(status, 201, "{body}");
+        body["event"]["id"].as_i64().expect("an id")
+    }
+
+    /// Sends a body as it is.
+    pub(crate) async fn try_send(&self, key: &str, body: &str) -> (u16, Value) {
+        let request = self.client.post(self.url("/send-event")).header("x-api-key", key);
+        let request = request.header("content-type", "application/json").body(body.to_owned());
+        let response = request.send().await.expect("an answer");
+        (response.status().as_u16(), response.json().await.expect("JSON"))
+    }
+
+    pub(crate) async fn get(&self, key: &str, path: &str) -> (u16, Value) {
+        let response = self.client.get(self.url(path)).header("x-api-key", key).send().await.expect("an answer");
+        (response.status().as_u16(), response.json().await.expect("JSON"))
+    }
+
+    pub(crate) async fn post(&self, key: &str, path: &str) -> (u16, Value) {
+        let response = self.client.post(self.url(path)).header("x-api-key", key).send().await.expect("an answer");
+        (response.status().as_u16(), response.json().await.expect("JSON"))
+    }
+
+    /// Waits until nothing is owed any more: no batch row, nothing scheduled. Needs a short `sweep_after`.
+    pub(crate) async fn settled(&self) {
+        let db = postgres(&self.database).await;
+        eventually("everything is accounted for", PATIENCE, async || {
+            let owed = count(&db, "SELECT (SELECT count(*) FROM batches) + (SELECT count(*) FROM scheduled)").await;
+            if owed == 0 { Ok(()) } else { Err(format!("{owed} rows are owed")) }
+        })
+        .await;
+    }
+
+    /// The value of a metric, by its name with labels as it is rendered.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let text = self.engine.metrics.render();
+        let line = text.lines().find(|line| line.rsplit_once(' ').is_some_and(|(n, _)| n == name));
+        line.and_then(|l| l.rsplit_once(' ')).map_or(0.0, |(_, value)| value.parse().expect("a number"))
+    }
+
+    pub(crate) async fn stop(self) {
+        self.engine.shutdown().await.expect("a clean stop");
+    }
+}
+
+/// Settings with which batches are swept soon.
+pub(crate) fn swept_soon(config: &mut Config) {
+    config.dispatch.hold = Duration::from_millis(800);
+    config.recover.sweep_after = Duration::from_secs(1);
+}
