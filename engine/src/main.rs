@@ -1,6 +1,6 @@
 //! The command line: flags -> configuration -> runtime -> engine -> exit code, and nothing else.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use eventpulse::{
@@ -158,7 +158,12 @@ fn configuration(settings: &Settings, dispatcher_only: bool) -> Result<Config, F
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log.filter)
         .map_err(|error| Failure::Usage(format!("log.filter: {error}")))?;
     // Fails only when there is a subscriber already, and then logs go there.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let colours = std::io::stderr().is_terminal();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours)
+        .with_writer(std::io::stderr)
+        .try_init();
     Ok(config)
 }
 

@@ -12,7 +12,7 @@ pub mod receiver;
 mod stack;
 mod wait;
 
-pub use eventpulse_embedded::{Postgres, Redis};
+pub use eventpulse_embedded::{Postgres, Redis, alive};
 pub use proxy::TcpProxy;
 pub use receiver::{Receiver, Reply};
 pub use stack::{Stack, database, prefix, private_postgres, private_redis, stack};

@@ -1,5 +1,7 @@
 //! An engine in this process, on free ports, with a database of its own, and what a test asks of it.
 
+pub(crate) mod process;
+
 use std::time::Duration;
 
 use eventpulse::{
@@ -96,7 +98,8 @@ impl App {
     /// Registers a new account whose webhook points to `url`.
     pub(crate) async fn register(&self, url: &str) -> Account {
         let body = json!({ "name": "test", "url": url });
-        let response = self.client.post(self.url("/register-webhook")).json(&body).send().await.expect("an answer");
+        let response =
+            self.client.post(self.url("/register-webhook")).json(&body).send().await.expect("an answer");
         assert_eq!(response.status(), 201);
         let body: Value = response.json().await.expect("JSON");
         Account {
@@ -108,7 +111,8 @@ impl App {
 
     /// Sends an event that must be accepted; returns its id.
     pub(crate) async fn send(&self, key: &str, kind: &str, payload: Value) -> i64 {
-        let (status, body) = self.try_send(key, &json!({ "type": kind, "payload": payload }).to_string()).await;
+        let (status, body) =
+            self.try_send(key, &json!({ "type": kind, "payload": payload }).to_string()).await;
         assert_eq!(status, 201, "{body}");
         body["event"]["id"].as_i64().expect("an id")
     }
@@ -122,12 +126,14 @@ impl App {
     }
 
     pub(crate) async fn get(&self, key: &str, path: &str) -> (u16, Value) {
-        let response = self.client.get(self.url(path)).header("x-api-key", key).send().await.expect("an answer");
+        let response =
+            self.client.get(self.url(path)).header("x-api-key", key).send().await.expect("an answer");
         (response.status().as_u16(), response.json().await.expect("JSON"))
     }
 
     pub(crate) async fn post(&self, key: &str, path: &str) -> (u16, Value) {
-        let response = self.client.post(self.url(path)).header("x-api-key", key).send().await.expect("an answer");
+        let response =
+            self.client.post(self.url(path)).header("x-api-key", key).send().await.expect("an answer");
         (response.status().as_u16(), response.json().await.expect("JSON"))
     }
 
@@ -135,7 +141,8 @@ impl App {
     pub(crate) async fn settled(&self) {
         let db = postgres(&self.database).await;
         eventually("everything is accounted for", PATIENCE, async || {
-            let owed = count(&db, "SELECT (SELECT count(*) FROM batches) + (SELECT count(*) FROM scheduled)").await;
+            let owed =
+                count(&db, "SELECT (SELECT count(*) FROM batches) + (SELECT count(*) FROM scheduled)").await;
             if owed == 0 { Ok(()) } else { Err(format!("{owed} rows are owed")) }
         })
         .await;

@@ -1,0 +1,248 @@
+//! Several processes on one database and one Redis.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use eventpulse::config::Roles;
+use eventpulse_testkit::{Receiver, eventually, receiver::Reply};
+use serde_json::json;
+
+use crate::harness::{
+    App, PATIENCE, config, count, database, postgres,
+    process::{self, Process},
+    swept_soon,
+};
+
+fn ids(receiver: &Receiver) -> Vec<i64> {
+    let id = |r: &eventpulse_testkit::receiver::Recorded| {
+        r.headers["x-eventpulse-event-id"].to_str().unwrap().parse().unwrap()
+    };
+    receiver.requests().iter().map(id).collect()
+}
+
+async fn all_arrive(receiver: &Receiver, sent: &HashSet<i64>) {
+    eventually("everything arrives", PATIENCE * 2, async || {
+        let got: HashSet<i64> = ids(receiver).into_iter().collect();
+        let missing = sent.difference(&got).count();
+        if missing == 0 { Ok(()) } else { Err(format!("{missing} of {} missing", sent.len())) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn two_dispatchers_share_the_work() {
+    let mut config = config(&database("share").await);
+    swept_soon(&mut config);
+    let gateway = App::of(config.clone(), Roles::Api).await;
+    let (one, two) =
+        (App::of(config.clone(), Roles::Dispatcher).await, App::of(config, Roles::Dispatcher).await);
+    let receiver = Receiver::start().await;
+    receiver.script(|_| Reply::ok().with_delay(Duration::from_millis(2)));
+    let account = gateway.register(&receiver.url("/")).await;
+    let mut sent = HashSet::new();
+    for n in 0..1000 {
+        sent.insert(gateway.send(&account.key, "t", json!(n)).await);
+    }
+    all_arrive(&receiver, &sent).await;
+    gateway.settled().await;
+    assert_eq!(receiver.count(), 1000, "each once");
+    let made = |app: &App| app.metric("eventpulse_deliver_attempts_total{outcome=\"delivered\"}");
+    assert_eq!(made(&one) + made(&two), 1000.0);
+    assert!(made(&one) > 0.0 && made(&two) > 0.0, "{} and {}", made(&one), made(&two));
+    for app in [gateway, one, two] {
+        app.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_killed_dispatcher_loses_nothing() {
+    let mut config = config(&database("killed").await);
+    swept_soon(&mut config);
+    config.dispatch.beat = Duration::from_millis(200);
+    config.dispatch.dead_after = Duration::from_secs(2);
+    let url = config.database_url.reveal().to_owned();
+    let gateway = App::of(config.clone(), Roles::Api).await;
+    let receiver = Receiver::start().await;
+    receiver.script(|_| Reply::ok().with_delay(Duration::from_millis(3)));
+    let account = gateway.register(&receiver.url("/")).await;
+    let mut sent = HashSet::new();
+    let start = || {
+        let mut command = process::serve(&url, "--role dispatcher");
+        command.env("EVENTPULSE_DISPATCH__BEAT", "200ms").env("EVENTPULSE_DISPATCH__DEAD_AFTER", "2s");
+        Process::spawn(command)
+    };
+    let (victim, survivor) = (start(), start());
+    victim.ready().await;
+    survivor.ready().await;
+    let mut victim = Some(victim);
+    for n in 0..2000 {
+        sent.insert(gateway.send(&account.key, "t", json!(n)).await);
+        if n == 1000 {
+            victim.take().expect("once").kill();
+        }
+    }
+    all_arrive(&receiver, &sent).await;
+    gateway.settled().await;
+    let repeats = receiver.count() - sent.len();
+    // What was on the wire or not yet recorded at the kill, and nothing else.
+    assert!(repeats <= 64 + 512, "{repeats} repeats");
+    let db = postgres(&gateway.database).await;
+    assert_eq!(
+        count(&db, "SELECT count(DISTINCT event_id) FROM delivery_attempts WHERE status = 'success'").await,
+        2000
+    );
+    gateway.stop().await;
+}
+
+/// Redis is out of a gateway's reach, so what it accepts stays in Postgres; then it dies.
+#[tokio::test]
+async fn a_dead_gateways_batches_are_taken_over() {
+    let mut config = config(&database("takeover").await);
+    swept_soon(&mut config);
+    config.recover.dead_after_beats = 3;
+    let dispatcher = App::of(config.clone(), Roles::Dispatcher).await;
+    let mut command = process::serve(&dispatcher.database, "--role api");
+    command.env("REDIS_URL", "redis://127.0.0.1:1/");
+    let gateway = Process::spawn(command);
+    let base = gateway.ready().await;
+    let receiver = Receiver::start().await;
+    // The other gateway is only there for its client and its checks.
+    let helper = App { base, ..App::of(config, Roles::Api).await };
+    let account = helper.register(&receiver.url("/")).await;
+    let mut sent = HashSet::new();
+    for n in 0..50 {
+        sent.insert(helper.send(&account.key, "t", json!(n)).await);
+    }
+    let db = postgres(&dispatcher.database).await;
+    assert!(count(&db, "SELECT count(*) FROM batches WHERE state = 0").await > 0);
+    assert_eq!(receiver.count(), 0);
+    gateway.kill();
+    all_arrive(&receiver, &sent).await;
+    dispatcher.settled().await;
+    assert_eq!(receiver.count(), 50, "each once");
+    helper.stop().await;
+    dispatcher.stop().await;
+}
+
+/// Which webhooks an event is owed to is decided by what its insert saw, not by anybody's cache.
+#[tokio::test]
+async fn register_here_and_send_there_at_once() {
+    let config = config(&database("atonce").await);
+    let here = Arc::new(App::of(config.clone(), Roles::Api).await);
+    let there = Arc::new(App::of(config.clone(), Roles::Both).await);
+    let receiver = Receiver::start().await;
+    let url = receiver.url("/");
+    let tasks: Vec<_> = (0..10)
+        .map(|_| {
+            let (here, there, url) = (here.clone(), there.clone(), url.clone());
+            tokio::spawn(async move {
+                let mut sent = Vec::new();
+                for n in 0..100 {
+                    let account = here.register(&url).await;
+                    sent.push(there.send(&account.key, "t", json!(n)).await);
+                }
+                sent
+            })
+        })
+        .collect();
+    let mut sent = HashSet::new();
+    for task in tasks {
+        sent.extend(task.await.unwrap());
+    }
+    assert_eq!(sent.len(), 1000);
+    all_arrive(&receiver, &sent).await;
+    assert_eq!(there.metric("eventpulse_sweep_missing_total"), 0.0, "none of them by the sweep");
+}
+
+/// The same for a second webhook of an account whose key and webhooks every process knows already.
+#[tokio::test]
+async fn a_webhook_added_here_gets_what_is_sent_there_at_once() {
+    let config = config(&database("added").await);
+    let here = App::of(config.clone(), Roles::Api).await;
+    let there = App::of(config.clone(), Roles::Both).await;
+    let receiver = Receiver::start().await;
+    let account = here.register(&receiver.url("/first")).await;
+    for round in 0..50 {
+        there.send(&account.key, "t", json!(round)).await;
+        let body = json!({ "name": "more", "url": receiver.url(&format!("/{round}")), "eventTypes": [format!("only.{round}")] });
+        let request =
+            here.client.post(here.url("/register-webhook")).header("x-api-key", &account.key).json(&body);
+        assert_eq!(request.send().await.unwrap().status(), 201);
+        there.send(&account.key, &format!("only.{round}"), json!(round)).await;
+    }
+    eventually("every webhook got its event", PATIENCE, async || {
+        let got: HashSet<String> = receiver.requests().into_iter().map(|r| r.path).collect();
+        if got.len() == 51 { Ok(()) } else { Err(format!("{} of 51", got.len())) }
+    })
+    .await;
+    assert_eq!(receiver.count(), 150);
+    here.stop().await;
+    there.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_webhook_gets_nothing_that_came_before_it() {
+    let app = App::with("before", |c| {
+        swept_soon(c);
+        // The sweep is forced below, by taking every attempt away from it.
+        c.recover.sweep_after = Duration::from_secs(3);
+    })
+    .await;
+    let receiver = Receiver::start().await;
+    let account = app.register(&receiver.url("/old")).await;
+    let mut sent = HashSet::new();
+    for n in 0..1000 {
+        sent.insert(app.send(&account.key, "t", json!(n)).await);
+    }
+    let body = json!({ "name": "new", "url": receiver.url("/new") });
+    let request = app.client.post(app.url("/register-webhook")).header("x-api-key", &account.key).json(&body);
+    assert_eq!(request.send().await.unwrap().status(), 201);
+    all_arrive(&receiver, &sent).await;
+    app.settled().await;
+    assert!(receiver.requests().iter().all(|r| r.path == "/old"));
+    assert_eq!(receiver.count(), 1000);
+    assert_eq!(app.metric("eventpulse_sweep_missing_total"), 0.0);
+    let last = app.send(&account.key, "t", json!("last")).await;
+    eventually("the next event goes to both", PATIENCE, async || {
+        let got = ids(&receiver).iter().filter(|id| **id == last).count();
+        if got == 2 { Ok(()) } else { Err(format!("{got} of 2")) }
+    })
+    .await;
+    app.stop().await;
+}
+
+/// The canary's counterpart: when deliveries really are missing, the sweep finds and schedules them.
+#[tokio::test]
+async fn the_sweep_schedules_what_is_missing() {
+    let mut config = config(&database("missing").await);
+    swept_soon(&mut config);
+    let gateway = App::of(config.clone(), Roles::Api).await;
+    let receiver = Receiver::start().await;
+    let account = gateway.register(&receiver.url("/")).await;
+    let mut sent = HashSet::new();
+    for n in 0..30 {
+        sent.insert(gateway.send(&account.key, "t", json!(n)).await);
+    }
+    // Nobody reads, and the entries vanish without any sign.
+    let db = postgres(&gateway.database).await;
+    let engine: String = db.query_one("SELECT id FROM engine_state", &[]).await.unwrap().get(0);
+    eventually("all batches are streamed", PATIENCE, async || {
+        let new = count(&db, "SELECT count(*) FROM batches WHERE state = 0").await;
+        if new == 0 { Ok(()) } else { Err(format!("{new} are new")) }
+    })
+    .await;
+    let client = redis::Client::open(eventpulse_testkit::stack().redis_url()).unwrap();
+    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let () = redis::cmd("DEL")
+        .arg(format!("eventpulse:{engine}:{{0}}:events"))
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    let dispatcher = App::of(config, Roles::Dispatcher).await;
+    all_arrive(&receiver, &sent).await;
+    gateway.settled().await;
+    assert_eq!(receiver.count(), 30, "each once");
+    let missing = |app: &App| app.metric("eventpulse_sweep_missing_total");
+    assert_eq!(missing(&gateway) + missing(&dispatcher), 30.0);
+    gateway.stop().await;
+    dispatcher.stop().await;
+}
