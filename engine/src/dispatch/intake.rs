@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::{Context, Delivery, Permit, registry::Webhooks, work};
 use crate::{
     ingest::Ring,
-    model::{AccountId, Batch, Event, EventId, Span, Try, WebhookId},
+    model::{AccountId, Batch, Event, Key, Span, Try},
     settle::{Item, Open},
     store,
     stream::{
@@ -91,7 +91,9 @@ impl Intake {
             match loaded {
                 Ok(loaded) => {
                     for (entry, batch, settled) in loaded {
-                        self.fan_out(&entry, batch, &settled).await;
+                        if !self.fan_out(&entry, batch, &settled, stop).await {
+                            return;
+                        }
                     }
                     return;
                 }
@@ -105,26 +107,14 @@ impl Intake {
 
     /// Notes that we hold these. A second entry of a batch in hand stays pending until the first is settled,
     /// and is then found to be nothing new.
-    fn hold(&self, entries: Vec<Entry>) -> Vec<Entry> {
-        let mut open = self.context.open();
-        let mut batches: HashSet<i64> = open.values().copied().collect();
+    fn hold(&self, mut entries: Vec<Entry>) -> Vec<Entry> {
+        entries.retain(|entry| self.context.opened.insert(entry));
         entries
-            .into_iter()
-            .filter(|entry| {
-                let first = entry.span.first.0;
-                let new = !open.contains_key(&entry.id) && batches.insert(first);
-                if new {
-                    open.insert(entry.id.clone(), first);
-                }
-                new
-            })
-            .collect()
     }
 
     fn let_go(&self, entries: &[Entry]) {
-        let mut open = self.context.open();
         for entry in entries {
-            open.remove(&entry.id);
+            self.context.opened.remove(&entry.id);
         }
     }
 
@@ -165,7 +155,15 @@ impl Intake {
         Ok(loaded)
     }
 
-    async fn fan_out(&self, entry: &Entry, owed: Owed, settled: &HashSet<(EventId, WebhookId)>) {
+    /// Hands an entry's deliveries to their lanes. False when it was stopped midway: the entry stays pending, for
+    /// another process to claim.
+    async fn fan_out(
+        &self,
+        entry: &Entry,
+        owed: Owed,
+        settled: &HashSet<Key>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> bool {
         let context = &self.context;
         let open = Arc::new(Open::new(entry.id.clone(), entry.span.first.0));
         let Owed { batch, accounts } = owed;
@@ -180,7 +178,7 @@ impl Intake {
                 if settled.contains(&(event.id, target.webhook.id)) {
                     continue;
                 }
-                let permit = self.permit(&event).await;
+                let Some(permit) = self.permit(&event, stop).await else { return false };
                 open.add();
                 let delivery = Delivery {
                     event: event.clone(),
@@ -197,16 +195,19 @@ impl Intake {
         }
         context.metrics.dispatch.unmatched.increment(unmatched);
         context.recorder.settle(Item { record: None, entry: Some(open), permit: None }).await;
+        true
     }
 
-    async fn permit(&self, event: &Event) -> Permit {
+    async fn permit(&self, event: &Event, stop: &mut watch::Receiver<bool>) -> Option<Permit> {
         let budget = &self.context.first_budget;
-        match budget.try_acquire(event.payload.len()) {
-            Some(permit) => permit,
-            None => {
-                self.context.metrics.dispatch.held_full.increment(1);
-                budget.acquire(event.payload.len()).await
-            }
+        if let Some(permit) = budget.try_acquire(event.payload.len()) {
+            return Some(permit);
+        }
+        self.context.metrics.dispatch.held_full.increment(1);
+        tokio::select! {
+            biased;
+            () = crate::stopped(stop) => None,
+            permit = budget.acquire(event.payload.len()) => Some(permit),
         }
     }
 }
@@ -217,4 +218,4 @@ struct Owed {
     accounts: HashMap<AccountId, Webhooks>,
 }
 
-type Loaded = (Entry, Owed, HashSet<(EventId, WebhookId)>);
+type Loaded = (Entry, Owed, HashSet<Key>);

@@ -7,14 +7,14 @@
 mod budget;
 mod fence;
 mod intake;
+mod opened;
 mod registry;
 mod retries;
 mod watch;
 mod work;
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -29,6 +29,7 @@ use self::{
     budget::{Budget, Permit},
     fence::Fence,
     intake::Intake,
+    opened::Opened,
 };
 use crate::{
     config::Config,
@@ -74,20 +75,13 @@ struct Context {
     policy: Policy,
     kept: Kept,
     fence: Fence,
-    /// Entries read and not yet acked: by id, with the first id of their batch.
-    open: Arc<Mutex<HashMap<String, i64>>>,
+    opened: Opened,
     /// Deliveries being made. A drain waits for these and for nothing else.
     workers: Mutex<JoinSet<()>>,
     first_budget: Budget,
     retry_budget: Budget,
     config: Arc<Config>,
     metrics: Arc<Metrics>,
-}
-
-impl Context {
-    fn open(&self) -> MutexGuard<'_, HashMap<String, i64>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// What a dispatcher is made of.
@@ -118,8 +112,8 @@ impl Dispatcher {
     /// When the Redis URL cannot be used. An absent Redis is waited for.
     pub fn start(parts: Parts, stop: signal::Receiver<bool>) -> Result<Dispatcher, Error> {
         let Parts { config, store, redis, keys, instance, ring, metrics } = parts;
-        let open = Arc::new(Mutex::new(HashMap::new()));
-        let closing = open.clone();
+        let opened = Opened::default();
+        let closing = opened.clone();
         let (recorder, recorder_loop) = Recorder::new(settle::Parts {
             link: Link::new(store.address().clone(), RECORD_PATIENCE),
             redis: redis.commands()?,
@@ -127,14 +121,10 @@ impl Dispatcher {
             horizon: config.retry.horizon,
             due_max: config.retry.due_max,
             queue_max: config.dispatch.held_max,
-            closed: Box::new(move |entry: &Open| {
-                let mut open: MutexGuard<'_, HashMap<String, i64>> =
-                    closing.lock().unwrap_or_else(PoisonError::into_inner);
-                open.remove(&entry.id);
-            }),
+            closed: Box::new(move |entry: &Open| closing.remove(&entry.id)),
             metrics: metrics.clone(),
         });
-        let context = Arc::new(Context::new(&config, store.clone(), recorder, open, metrics.clone()));
+        let context = Arc::new(Context::new(&config, store.clone(), recorder, opened, metrics.clone()));
         let consumer = format!("dispatcher-{instance}");
         let claims = Claims::new(redis.commands()?, keys.clone(), consumer.clone());
         let due = Due::new(redis.commands()?, keys.clone(), config.retry.due_max);
@@ -162,9 +152,11 @@ impl Dispatcher {
     /// takes the beat back so that others take over at once.
     pub async fn drain(self) {
         let Dispatcher { context, mut claims, loops, recorder, grace } = self;
-        for task in loops {
-            // A loop that panicked has nothing left to finish.
-            let _ = task.await;
+        for mut task in loops {
+            // Each ends within a query or so of the signal; one that does not has nothing left to finish.
+            if tokio::time::timeout(grace, &mut task).await.is_err() {
+                task.abort();
+            }
         }
         for lane in context.lanes.all() {
             // Their entries are pending and their retries leased: they are others' from here on.
@@ -194,7 +186,7 @@ impl Context {
         config: &Arc<Config>,
         store: Store,
         recorder: settle::Handle<Permit>,
-        open: Arc<Mutex<HashMap<String, i64>>>,
+        opened: Opened,
         metrics: Arc<Metrics>,
     ) -> Context {
         let (dispatch, deliver) = (&config.dispatch, &config.deliver);
@@ -218,7 +210,7 @@ impl Context {
             policy: Policy::new(&config.retry, deliver.timeout),
             kept: Kept { success: deliver.success_bytes_kept, failure: deliver.failure_bytes_kept },
             fence: Fence::new(dispatch.dead_after),
-            open,
+            opened,
             workers: Mutex::new(JoinSet::new()),
             first_budget: Budget::new(dispatch.held_max, dispatch.held_bytes_max),
             retry_budget: Budget::new(dispatch.retries_held_max, dispatch.held_bytes_max / 4),

@@ -100,6 +100,7 @@ async fn take(
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let Some(event) = row.event else { return Ok(()) };
     let Some(target) = context.registry.webhook(event.account, row.key.1).await? else {
+        work::webhook_gone(context, event.account, row.key, row.tried).await;
         return Ok(());
     };
     let permit = context.retry_budget.acquire(event.payload.len()).await;

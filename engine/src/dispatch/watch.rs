@@ -53,7 +53,7 @@ pub(super) async fn claims(intake: Intake, mut claims: Claims, mut stop: watch::
             Err(error) => tracing::debug!(error = crate::chain(&error), "nothing claimed"),
         }
         if turn.is_multiple_of(5) {
-            let held = |id: &str| intake.context.open().contains_key(id);
+            let held = |id: &str| intake.context.opened.contains(id);
             match claims.unheld(held, CLAIM_MAX).await {
                 Ok(entries) => {
                     metrics.dispatch.resumed.increment(entries.len() as u64);

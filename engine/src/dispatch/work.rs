@@ -13,7 +13,7 @@ use crate::{
     deliver::{Verdict, outcome},
     lane::{Admission, Kind, Lane},
     metrics::Metrics,
-    model::{State, Timestamp},
+    model::{AccountId, Key, State, Timestamp, Try},
     retry::schedule,
     settle::Item,
     store::settle::{Attempt, Later, Record, Status},
@@ -111,7 +111,7 @@ async fn release_entry(context: &Context, delivery: &mut Delivery, timeout: Dura
 /// Forgets a delivery that is not ours to make any more. Its entry must not be acked by us.
 fn abandon(context: &Context, delivery: Delivery) {
     if let Some(entry) = &delivery.entry {
-        context.open().remove(&entry.id);
+        context.opened.remove(&entry.id);
     }
 }
 
@@ -132,7 +132,29 @@ pub(super) async fn dead_without_call(
     code: &'static str,
     reason: &str,
 ) {
-    let mut record = blank(&delivery);
+    let record = buried(blank(&delivery), code, reason);
+    let item = Item { record: Some(record), entry: delivery.entry, permit: Some(delivery.permit) };
+    context.recorder.settle(item).await;
+}
+
+/// Ends a scheduled delivery whose webhook is not there, or has a URL that cannot be read.
+pub(super) async fn webhook_gone(context: &Context, account: AccountId, key: Key, tried: Try) {
+    let (event, webhook) = key;
+    let blank = Record {
+        event,
+        webhook,
+        account,
+        tried,
+        was_scheduled: true,
+        attempt: None,
+        later: None,
+        dead: None,
+    };
+    let record = buried(blank, "webhook_gone", "the webhook is not there any more");
+    context.recorder.settle(Item { record: Some(record), entry: None, permit: None }).await;
+}
+
+fn buried(mut record: Record, code: &'static str, reason: &str) -> Record {
     record.attempt = Some(Attempt {
         status: Status::Dead,
         code: None,
@@ -142,10 +164,7 @@ pub(super) async fn dead_without_call(
         duration_ms: 0,
     });
     record.dead = Some(reason.to_owned());
-    context
-        .recorder
-        .settle(Item { record: Some(record), entry: delivery.entry, permit: Some(delivery.permit) })
-        .await;
+    record
 }
 
 fn blank(delivery: &Delivery) -> Record {

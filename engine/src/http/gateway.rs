@@ -1,6 +1,6 @@
 //! The gateway: which path and method is which call, and whose key it comes with.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use hyper::{HeaderMap, Method, Request, Response, body::Incoming};
 
@@ -35,7 +35,8 @@ pub struct Gateway {
 
 impl Service for Gateway {
     async fn call(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
-        let response = match self.route(request).await {
+        let routed = tokio::time::timeout(self.patience(), self.route(request)).await;
+        let response = match routed.unwrap_or_else(|_| Err(ApiError::unavailable())) {
             Ok(response) => response,
             Err(error) => error.into_response(),
         };
@@ -50,6 +51,11 @@ impl Service for Gateway {
 }
 
 impl Gateway {
+    /// Beyond every time-out within a call: only a Postgres that stalls in a query takes longer.
+    fn patience(&self) -> Duration {
+        self.config.http.body_timeout + self.config.ingest.commit_timeout * 2 + Duration::from_secs(5)
+    }
+
     async fn route(&self, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
         let path = request.uri().path().to_owned();
         let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(&path).split('/').collect();

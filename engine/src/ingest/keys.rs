@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     metrics::Metrics,
-    store::{Store, accounts::KeyOwner},
+    store::{self, Store, accounts::KeyOwner},
 };
 
 const PREFIX: &str = "ep_live_";
@@ -35,6 +35,9 @@ const WAITING_MAX: usize = 1024;
 
 /// Remembered keys that do not exist.
 const UNKNOWN_MAX: usize = 10_000;
+
+/// Longest wait for Postgres; a key that is not known by then cannot be judged.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often the configuration version is asked for.
 const POLL: Duration = Duration::from_secs(1);
@@ -185,7 +188,7 @@ impl Lookup {
 
     async fn look_up(&self, asks: &mut Vec<Ask>) {
         let hashes: Vec<[u8; 32]> = asks.iter().map(|(hash, _)| *hash).collect();
-        let found = self.store.find_keys(&hashes).await;
+        let found = patiently(self.store.find_keys(&hashes)).await;
         let found: Option<HashMap<_, _>> = match found {
             Ok(rows) => Some(rows.into_iter().collect()),
             Err(error) => {
@@ -214,7 +217,7 @@ impl Lookup {
     /// Takes in what changed since the last poll. While Postgres is away the cache serves as it is.
     async fn poll(&self, version: &mut Option<i64>) {
         // The cache begins empty, so what changed before the first poll does not matter.
-        match self.store.changed_keys(version.unwrap_or(i64::MAX)).await {
+        match patiently(self.store.changed_keys(version.unwrap_or(i64::MAX))).await {
             Ok((now, changed)) => {
                 let mut cache = lock(&self.cache);
                 for (hash, owner) in changed {
@@ -228,6 +231,11 @@ impl Lookup {
             Err(error) => tracing::debug!(error = crate::chain(&error), "key changes not read"),
         }
     }
+}
+
+/// A stalled Postgres must not stall every look-up after it.
+async fn patiently<T>(query: impl Future<Output = Result<T, store::Error>>) -> Result<T, store::Error> {
+    tokio::time::timeout(PATIENCE, query).await.unwrap_or(Err(store::Error::Slow))
 }
 
 #[cfg(test)]

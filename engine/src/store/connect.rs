@@ -45,7 +45,11 @@ impl Address {
         let url = if rest.is_empty() { base.to_owned() } else { format!("{base}?{}", rest.join("&")) };
         let mut config: Config = url.parse().map_err(Error::Url)?;
         config.connect_timeout(Duration::from_secs(5));
+        // A peer that vanished without a word is noticed within a minute, not after the kernel's eleven.
         config.keepalives_idle(Duration::from_secs(30));
+        config.keepalives_interval(Duration::from_secs(10));
+        config.keepalives_retries(3);
+        config.tcp_user_timeout(Duration::from_secs(60));
         if config.get_application_name().is_none() {
             config.application_name("eventpulse");
         }

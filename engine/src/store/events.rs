@@ -131,6 +131,9 @@ impl Link {
     }
 }
 
+/// Payload bytes after which a page of events ends.
+pub const PAGE_BYTES: i64 = 8 << 20;
+
 const RANGES: &str = "SELECT e.id, e.account_id, e.type, e.payload, e.created_at
     FROM unnest($1::bigint[], $2::bigint[]) AS r (first, last)
     CROSS JOIN LATERAL (SELECT * FROM events WHERE id BETWEEN r.first AND r.last ORDER BY id) AS e";
@@ -189,7 +192,8 @@ impl Store {
         Ok(rows.iter().map(|r| (r.get(0), r.get(1))).collect())
     }
 
-    /// An account's events, newest first, below `before`.
+    /// An account's events, newest first, below `before`. A page ends early once its payloads reach
+    /// [`PAGE_BYTES`], but always holds one event if there is one.
     pub async fn list_events(
         &self,
         account: AccountId,
@@ -197,10 +201,12 @@ impl Store {
         limit: i64,
     ) -> Result<Vec<Event>, Error> {
         let client = self.client().await?;
-        let sql = "SELECT id, account_id, type, payload, created_at FROM events
-                   WHERE account_id = $1 AND id < $2 ORDER BY id DESC LIMIT $3";
+        let sql = "SELECT id, account_id, type, payload, created_at FROM (
+                       SELECT *, sum(octet_length(payload)) OVER (ORDER BY id DESC) - octet_length(payload) AS before
+                       FROM (SELECT * FROM events WHERE account_id = $1 AND id < $2 ORDER BY id DESC LIMIT $3) AS page
+                   ) AS measured WHERE before < $4::bigint ORDER BY id DESC";
         let statement = client.prepare_cached(sql).await?;
-        let rows = client.query(&statement, &[&account, &before, &limit]).await?;
+        let rows = client.query(&statement, &[&account, &before, &limit, &PAGE_BYTES]).await?;
         Ok(rows.iter().map(event).collect())
     }
 

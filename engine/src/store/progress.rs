@@ -31,13 +31,14 @@ pub struct Waiting {
 }
 
 impl Store {
-    /// The attempts of one event, oldest first. The account is part of the query, not checked after it.
+    /// The attempts of one event, oldest first, the first 1,000. The account is part of the query, not checked
+    /// after it.
     pub async fn attempts(&self, account: AccountId, event: EventId) -> Result<Vec<AttemptRow>, Error> {
         let client = self.client().await?;
         let sql = "SELECT a.id, a.webhook_id, a.round, a.attempt, a.status, a.response_code, a.response_body,
                           a.error, a.reason_code, a.duration_ms, a.created_at
                    FROM events AS e JOIN delivery_attempts AS a ON a.event_id = e.id
-                   WHERE e.id = $1 AND e.account_id = $2 AND a.event_id = $1 ORDER BY a.id";
+                   WHERE e.id = $1 AND e.account_id = $2 AND a.event_id = $1 ORDER BY a.id LIMIT 1000";
         let statement = client.prepare_cached(sql).await?;
         let rows = client.query(&statement, &[&event, &account]).await?;
         Ok(rows

@@ -226,3 +226,29 @@ async fn dead_letters_are_listed_and_requeued_once() {
         receiver.requests().iter().map(|r| r.headers["webhook-id"].to_str().unwrap().to_owned()).collect();
     assert_eq!(ids.len(), 1, "one delivery keeps one webhook-id");
 }
+
+#[tokio::test]
+async fn a_page_of_large_events_ends_early_and_paging_goes_on() {
+    let app = App::start("pages").await;
+    let receiver = Receiver::start().await;
+    receiver.keep_bodies(false);
+    let account = app.register(&receiver.url("/")).await;
+    let mut sent = Vec::new();
+    for _ in 0..20 {
+        sent.push(app.send(&account.key, "t", json!("x".repeat(1_000_000))).await);
+    }
+    let (mut before, mut listed, mut pages) = (i64::MAX, Vec::new(), 0);
+    loop {
+        let (_, body) = app.get(&account.key, &format!("/events?before={before}")).await;
+        let page: Vec<i64> = body["events"].as_array().unwrap().iter().map(|e| e["id"].as_i64().unwrap()).collect();
+        let Some(last) = page.last() else { break };
+        before = *last;
+        assert!(page.len() <= 9, "{} MB in one page", page.len());
+        listed.extend(page);
+        pages += 1;
+    }
+    listed.reverse();
+    assert_eq!(listed, sent);
+    assert!(pages >= 3);
+    app.stop().await;
+}
