@@ -338,6 +338,8 @@ impl Api {
         let port = config.http.port;
         let server = bind(config, port, metrics.http.connections.clone()).await?;
         let store = common.store()?;
+        // The first request should not pay for the first connection.
+        store.ping().await?;
         let form = Form::new(&common.identity.key_secret);
         let (keys, lookup) = Keys::new(form, store.clone(), config.ingest.keys_max, metrics.clone());
         let queue =

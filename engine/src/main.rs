@@ -116,7 +116,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Some(Command::Serve { role, .. } | Command::Healthcheck { role }) => *role,
         _ => None,
     };
-    let config = configuration(&cli.settings, matches!(role, Some(Role::Dispatcher)))?;
+    let config = configuration(&cli, matches!(role, Some(Role::Dispatcher)))?;
     if cli.settings.dump_config {
         print!("{}", config.dump());
         return Ok(());
@@ -137,7 +137,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     }
 }
 
-fn configuration(settings: &Settings, dispatcher_only: bool) -> Result<Config, Failure> {
+fn configuration(cli: &Cli, dispatcher_only: bool) -> Result<Config, Failure> {
+    let settings = &cli.settings;
     let usage = |error: config::Error| Failure::Usage(error.to_string());
     let mut variables = config::load::environment().map_err(usage)?;
     // With the dispatcher alone, PORT is its port unless it has one of its own.
@@ -155,7 +156,11 @@ fn configuration(settings: &Settings, dispatcher_only: bool) -> Result<Config, F
         flags.push(("http.dispatcher_port", port.to_string()));
     }
     let config = config::load(settings.config.as_deref(), &variables, &flags).map_err(usage)?;
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.log.filter)
+    // What `dev` has to say it prints itself.
+    let quiet =
+        matches!(cli.command, Some(Command::Dev(_))) && config.log.filter == Config::default().log.filter;
+    let filter = if quiet { "warn" } else { &config.log.filter };
+    let filter = tracing_subscriber::EnvFilter::try_new(filter)
         .map_err(|error| Failure::Usage(format!("log.filter: {error}")))?;
     // Fails only when there is a subscriber already, and then logs go there.
     let colours = std::io::stderr().is_terminal();

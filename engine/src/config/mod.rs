@@ -232,7 +232,7 @@ section!(
     /// Logging.
     Log {
         /// A filter such as `info` or `eventpulse=debug`.
-        filter: String = "info".to_owned(),
+        filter: String = "info,refinery_core=warn,tokio_postgres=warn".to_owned(),
     }
 );
 

@@ -130,9 +130,6 @@ fn tune(config: &mut Config) {
     if config.retry.schedule == Config::default().retry.schedule {
         config.retry.schedule = "1s,5s,15s".parse().expect("a schedule written here reads");
     }
-    if config.log.filter == Config::default().log.filter {
-        config.log.filter = "warn".to_owned();
-    }
 }
 
 fn prepare(options: &Options) -> Result<PathBuf, Error> {

@@ -49,6 +49,8 @@ impl Server {
             .http1()
             .timer(TokioTimer::new())
             .header_read_timeout(self.settings.header_timeout)
+            // A client that ends its side after the request still waits for the answer.
+            .half_close(true)
             .pipeline_flush(true);
         builder
             .http2()

@@ -71,6 +71,9 @@ impl Batcher {
     /// Runs until the queue is closed and empty.
     pub async fn run(mut self) {
         let limits = Limits { events: self.batch_events_max, bytes: self.batch_bytes_max };
+        if let Err(error) = self.link.warm_commit().await {
+            tracing::debug!(error = crate::chain(&error), "the first commit will have to connect");
+        }
         let mut ids = Ids::default();
         let mut held: Option<Pending> = None;
         loop {

@@ -86,6 +86,11 @@ impl Committed {
 }
 
 impl Link {
+    /// Makes ready for the first commit.
+    pub async fn warm_commit(&mut self) -> Result<(), Error> {
+        self.warm(COMMIT).await
+    }
+
     /// Commits a batch of `owner`, with the marks of `streamed` batches.
     pub async fn commit(
         &mut self,

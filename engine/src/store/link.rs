@@ -54,20 +54,31 @@ impl Link {
         outcome
     }
 
-    async fn attempt(
-        &mut self,
-        sql: &'static str,
-        params: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<Row>, Error> {
-        let live = match &mut self.live {
+    /// Connects and prepares `sql`, so that the first use does not wait for it.
+    pub async fn warm(&mut self, sql: &'static str) -> Result<(), Error> {
+        self.prepared(sql).await.map(drop)
+    }
+
+    async fn prepared(&mut self, sql: &'static str) -> Result<(&Client, &Statement), Error> {
+        let live = match self.live.take() {
             Some(live) if !live.client.is_closed() => live,
-            slot => slot.insert(Live { client: self.address.connect().await?, statements: HashMap::new() }),
+            _ => Live { client: self.address.connect().await?, statements: HashMap::new() },
         };
+        let live = self.live.insert(live);
         if !live.statements.contains_key(sql) {
             // Nothing ran yet, so a failure here leaves nothing unknown.
             let statement = live.client.prepare(sql).await.map_err(Error::Connect)?;
             live.statements.insert(sql, statement);
         }
-        Ok(live.client.query(&live.statements[sql], params).await?)
+        Ok((&live.client, &live.statements[sql]))
+    }
+
+    async fn attempt(
+        &mut self,
+        sql: &'static str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Error> {
+        let (client, statement) = self.prepared(sql).await?;
+        Ok(client.query(statement, params).await?)
     }
 }

@@ -240,7 +240,8 @@ async fn a_page_of_large_events_ends_early_and_paging_goes_on() {
     let (mut before, mut listed, mut pages) = (i64::MAX, Vec::new(), 0);
     loop {
         let (_, body) = app.get(&account.key, &format!("/events?before={before}")).await;
-        let page: Vec<i64> = body["events"].as_array().unwrap().iter().map(|e| e["id"].as_i64().unwrap()).collect();
+        let page: Vec<i64> =
+            body["events"].as_array().unwrap().iter().map(|e| e["id"].as_i64().unwrap()).collect();
         let Some(last) = page.last() else { break };
         before = *last;
         assert!(page.len() <= 9, "{} MB in one page", page.len());

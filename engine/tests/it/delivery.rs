@@ -37,8 +37,10 @@ async fn every_header_of_a_delivery_is_right() {
     let account = app.register(&receiver.url("/hook?x=1")).await;
     let body = "{\"type\":\"order.créé\",\"payload\":{ \"b\" : 1e2, \"a\":\"\\u00e9\" }}";
     let (_, answer) = app.try_send(&account.key, body).await;
-    let request =
-        eventually("a request", PATIENCE, async || receiver.requests().pop().ok_or_else(|| "none yet".to_owned())).await;
+    let request = eventually("a request", PATIENCE, async || {
+        receiver.requests().pop().ok_or_else(|| "none yet".to_owned())
+    })
+    .await;
     assert_eq!(request.path, "/hook?x=1");
     let (id, at) = (&answer["event"]["id"], answer["event"]["createdAt"].as_str().unwrap());
     let expected = format!(
