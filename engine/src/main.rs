@@ -29,7 +29,7 @@ struct Settings {
     /// A TOML file with settings; the environment and flags win over it.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The gateway's port.
+    /// The gateway's port; with `--role dispatcher` the dispatcher's.
     #[arg(long, global = true)]
     port: Option<u16>,
     /// The dispatcher's port, for health and metrics.
@@ -150,7 +150,8 @@ fn configuration(cli: &Cli, dispatcher_only: bool) -> Result<Config, Failure> {
     }
     let mut flags = Vec::new();
     if let Some(port) = settings.port {
-        flags.push(("http.port", port.to_string()));
+        let field = if dispatcher_only { "http.dispatcher_port" } else { "http.port" };
+        flags.push((field, port.to_string()));
     }
     if let Some(port) = settings.dispatcher_port {
         flags.push(("http.dispatcher_port", port.to_string()));
@@ -174,11 +175,18 @@ fn configuration(cli: &Cli, dispatcher_only: bool) -> Result<Config, Failure> {
 
 async fn serve(config: Config, roles: Roles, migrate: bool) -> Result<(), Failure> {
     config.validate(roles).map_err(|e| Failure::Usage(e.to_string()))?;
-    if migrate {
-        migrate_database(&config).await?;
-    }
-    let term = terminated();
-    let mut engine = Engine::start(config, roles).await?;
+    let mut term = std::pin::pin!(terminated());
+    let start = async {
+        if migrate {
+            migrate_database(&config).await?;
+        }
+        Ok::<_, Failure>(Engine::start(config.clone(), roles).await?)
+    };
+    let mut engine = tokio::select! {
+        // Nothing has been accepted yet, so there is nothing to finish.
+        () = &mut term => return Ok(()),
+        engine = start => engine?,
+    };
     let show =
         |address: Option<std::net::SocketAddr>| address.map_or_else(|| "-".to_owned(), |a| a.to_string());
     tracing::info!(
@@ -188,7 +196,7 @@ async fn serve(config: Config, roles: Roles, migrate: bool) -> Result<(), Failur
         "ready"
     );
     tokio::select! {
-        () = term => Ok(engine.shutdown().await?),
+        () = &mut term => Ok(engine.shutdown().await?),
         error = engine.ended() => Err(error.into()),
     }
 }

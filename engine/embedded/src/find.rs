@@ -17,9 +17,9 @@ const REDIS_INSTALL: &str = "  apt-get install -y redis-server      (Debian, Ubu
   dnf install -y valkey                (Fedora)
   brew install redis                   (macOS)";
 
-/// The first Redis with all the stream commands that the engine uses (XAUTOCLAIM).
-const REDIS_NEEDED: (u32, u32) = (6, 2);
-const REDIS_NEEDED_TEXT: &str = "6.2";
+/// The first Redis whose scripts may ask for the time and then write without more ado.
+const REDIS_NEEDED: (u32, u32) = (7, 0);
+const REDIS_NEEDED_TEXT: &str = "7.0";
 
 /// Finds the directory that holds `postgres` and `initdb`: the newest, or the one whose major version made `data`.
 pub(crate) fn postgres(data: &Path) -> Result<PathBuf, Error> {

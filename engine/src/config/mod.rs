@@ -178,10 +178,10 @@ section!(
 section!(
     /// The HTTP client.
     Deliver {
-        /// From the first byte out to the last byte in.
+        /// One attempt, from looking the name up to the last byte of the reply.
         #[serde(with = "span")]
         timeout: Duration = Duration::from_secs(15),
-        /// For DNS, TCP and TLS together.
+        /// For DNS and TCP together.
         #[serde(with = "span")]
         connect_timeout: Duration = Duration::from_secs(5),
         /// Idle connections are closed after it; Node's servers close theirs after 5 s.

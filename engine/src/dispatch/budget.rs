@@ -18,6 +18,7 @@ struct Inner {
     count: Semaphore,
     units: Semaphore,
     count_max: usize,
+    units_max: u32,
 }
 
 /// The right to hold one delivery.
@@ -31,15 +32,16 @@ impl Budget {
         Budget {
             inner: Arc::new(Inner {
                 count: Semaphore::new(count_max),
-                units: Semaphore::new(bytes_max / UNIT),
+                units: Semaphore::new(units(bytes_max) as usize),
                 count_max,
+                units_max: units(bytes_max),
             }),
         }
     }
 
     /// A permit for a delivery of `bytes`, if there is room now.
     pub(super) fn try_acquire(&self, bytes: usize) -> Option<Permit> {
-        let units = units(bytes);
+        let units = self.units(bytes);
         let count = self.inner.count.try_acquire().ok()?;
         self.inner.units.try_acquire_many(units).ok()?.forget();
         count.forget();
@@ -51,11 +53,17 @@ impl Budget {
     /// # Cancel safety
     /// A dropped call takes nothing.
     pub(super) async fn acquire(&self, bytes: usize) -> Permit {
-        let units = units(bytes);
+        let units = self.units(bytes);
         let count = self.inner.count.acquire().await.expect("a budget is never closed");
         self.inner.units.acquire_many(units).await.expect("a budget is never closed").forget();
         count.forget();
         self.permit(units)
+    }
+
+    /// What a delivery takes. One that is larger than the whole bound takes all of it, rather than waiting for
+    /// what can never be free.
+    fn units(&self, bytes: usize) -> u32 {
+        units(bytes).min(self.inner.units_max)
     }
 
     fn permit(&self, units: u32) -> Permit {
@@ -106,5 +114,8 @@ mod tests {
         drop((one, two));
         assert_eq!((budget.held(), budget.free()), (0, 2));
         budget.acquire(10 * UNIT).await;
+        let all = budget.acquire(500 * UNIT).await;
+        assert!(budget.is_full(), "one that is too large takes all there is");
+        drop(all);
     }
 }

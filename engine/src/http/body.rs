@@ -19,7 +19,7 @@ const DRAIN_TIME: Duration = Duration::from_secs(2);
 
 /// Reads a JSON body.
 pub(super) async fn read_json(
-    request: Request<Incoming>,
+    request: &mut Request<Incoming>,
     max: usize,
     timeout: Duration,
 ) -> Result<Bytes, ApiError> {
@@ -29,18 +29,18 @@ pub(super) async fn read_json(
         return Err(ApiError::media_type());
     }
     let waits = request.headers().contains_key(EXPECT);
-    let mut body = request.into_body();
+    let body = request.body_mut();
     let announced = body.size_hint().lower();
     if announced > max as u64 {
         if !waits {
-            drain(&mut body).await;
+            drain(body).await;
         }
         return Err(ApiError::too_large(max));
     }
-    match tokio::time::timeout(timeout, collect(&mut body, max)).await {
+    match tokio::time::timeout(timeout, collect(body, max)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(Stop::TooLarge)) => {
-            drain(&mut body).await;
+            drain(body).await;
             Err(ApiError::too_large(max))
         }
         Ok(Err(Stop::Broken)) => Err(ApiError::broken_body()),
@@ -79,6 +79,13 @@ async fn collect(body: &mut Incoming, max: usize) -> Result<Bytes, Stop> {
         }
     }
     Ok(if rest.is_empty() { first } else { rest.freeze() })
+}
+
+/// Reads what a refused request still sends, within bounds. A client that waits for a 100 sends nothing.
+pub(super) async fn discard(request: &mut Request<Incoming>) {
+    if !request.headers().contains_key(EXPECT) && !request.body().is_end_stream() {
+        drain(request.body_mut()).await;
+    }
 }
 
 async fn drain(body: &mut Incoming) {

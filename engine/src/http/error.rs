@@ -99,6 +99,11 @@ impl ApiError {
         )
     }
 
+    /// Whether what is left of the request is not read any more.
+    pub(super) fn closes(&self) -> bool {
+        self.close
+    }
+
     fn closing(mut self) -> ApiError {
         self.close = true;
         self

@@ -11,7 +11,10 @@ use crate::{
     model::{Event, EventId},
 };
 
-pub(super) async fn send(gateway: &Gateway, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+pub(super) async fn send(
+    gateway: &Gateway,
+    request: &mut Request<Incoming>,
+) -> Result<Response<Body>, ApiError> {
     let owner = gateway.owner(request.headers()).await?;
     let http = &gateway.config.http;
     let body = body::read_json(request, http.body_bytes_max, http.body_timeout).await?;
@@ -31,7 +34,7 @@ pub(super) async fn send(gateway: &Gateway, request: Request<Incoming>) -> Resul
     Ok(reply::json(StatusCode::CREATED, out.into()))
 }
 
-pub(super) async fn list(gateway: &Gateway, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+pub(super) async fn list(gateway: &Gateway, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
     let owner = gateway.manager(request.headers()).await?;
     let page = query::page(request.uri().query())?;
     let events = gateway.store.list_events(owner.account, EventId(page.before), page.limit).await?;

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use hyper::{HeaderMap, Method, Request, Response, body::Incoming};
 
 use super::{
-    ApiError, Service, deliveries, dlq, events,
+    ApiError, Service, body, deliveries, dlq, events,
     reply::{self, Body},
     webhooks,
 };
@@ -34,11 +34,17 @@ pub struct Gateway {
 }
 
 impl Service for Gateway {
-    async fn call(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
-        let routed = tokio::time::timeout(self.patience(), self.route(request)).await;
+    async fn call(self: Arc<Self>, mut request: Request<Incoming>) -> Response<Body> {
+        let routed = tokio::time::timeout(self.patience(), self.route(&mut request)).await;
         let response = match routed.unwrap_or_else(|_| Err(ApiError::unavailable())) {
             Ok(response) => response,
-            Err(error) => error.into_response(),
+            Err(error) => {
+                // A client that writes its whole request before it reads would see a reset, not this answer.
+                if !error.closes() {
+                    body::discard(&mut request).await;
+                }
+                error.into_response()
+            }
         };
         let http = &self.metrics.http;
         match response.status().as_u16() {
@@ -56,18 +62,18 @@ impl Gateway {
         self.config.http.body_timeout + self.config.ingest.commit_timeout * 2 + Duration::from_secs(5)
     }
 
-    async fn route(&self, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+    async fn route(&self, request: &mut Request<Incoming>) -> Result<Response<Body>, ApiError> {
         let path = request.uri().path().to_owned();
         let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(&path).split('/').collect();
         let (get, post) = (request.method() == Method::GET, request.method() == Method::POST);
         match segments[..] {
             ["send-event"] if post => events::send(self, request).await,
             ["events"] if get => events::list(self, request).await,
-            ["events", id] if get => deliveries::event(self, &request, id).await,
-            ["events", id, "attempts"] if get => deliveries::attempts(self, &request, id).await,
+            ["events", id] if get => deliveries::event(self, request, id).await,
+            ["events", id, "attempts"] if get => deliveries::attempts(self, request, id).await,
             ["register-webhook"] if post => webhooks::register(self, request).await,
-            ["dlq"] if get => dlq::list(self, &request).await,
-            ["dlq", id, "retry"] if post => dlq::retry(self, &request, id).await,
+            ["dlq"] if get => dlq::list(self, request).await,
+            ["dlq", id, "retry"] if post => dlq::retry(self, request, id).await,
             ["health"] if get => Ok(reply::health("api-gateway")),
             ["metrics"] if get => Ok(reply::metrics(&self.metrics)),
             ["send-event" | "register-webhook"] | ["dlq", _, "retry"] => Err(ApiError::method("POST")),

@@ -81,18 +81,32 @@ impl Server {
             };
             // Answers are written whole; waiting for more to send only delays them.
             let _ = stream.set_nodelay(true);
+            limit_unread(&stream, self.settings.header_timeout);
             let service = service.clone();
+            let (asked, mut asks) = watch::channel(false);
             let answer = hyper::service::service_fn(move |request| {
+                asked.send_if_modified(|asked| !std::mem::replace(asked, true));
                 let service = service.clone();
                 async move { Ok::<_, std::convert::Infallible>(service.call(request).await) }
             });
             let connection = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
             let connection = graceful.watch(connection);
             let gauge = self.connections.clone();
+            let header_timeout = self.settings.header_timeout;
+            // hyper's own timer begins once it knows the version of HTTP. A peer that never says so much would
+            // keep its slot for ever.
+            let never_asked = async move {
+                if tokio::time::timeout(header_timeout, asks.wait_for(|asked| *asked)).await.is_ok() {
+                    std::future::pending::<()>().await;
+                }
+            };
             tokio::spawn(async move {
                 gauge.increment(1.0);
                 // A connection that breaks is its peer's affair; what it asked for was answered or was not.
-                let _ = connection.await;
+                tokio::select! {
+                    _ = connection => {}
+                    () = never_asked => {}
+                }
                 gauge.decrement(1.0);
                 drop(slot);
             });
@@ -102,4 +116,17 @@ impl Server {
             tracing::warn!("drain time over, connections closed on open requests");
         }
     }
+}
+
+/// Lets the kernel end a connection whose peer does not take its answers: nothing above sees that it stalls.
+/// Only Linux can; elsewhere `connections_max` is the bound.
+fn limit_unread(stream: &TcpStream, longest: Duration) {
+    #[cfg(target_os = "linux")]
+    {
+        let ms = u32::try_from(longest.as_millis()).unwrap_or(u32::MAX);
+        // Without it the connection is as it would be elsewhere.
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(stream, ms);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (stream, longest);
 }

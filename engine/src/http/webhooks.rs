@@ -39,7 +39,7 @@ struct Valid {
 
 pub(super) async fn register(
     gateway: &Gateway,
-    request: Request<Incoming>,
+    request: &mut Request<Incoming>,
 ) -> Result<Response<Body>, ApiError> {
     let owner = if request.headers().contains_key("x-api-key") {
         Some(gateway.manager(request.headers()).await?)

@@ -70,21 +70,26 @@ impl Sweep {
             return Ok(());
         };
         let after_ms = i64::try_from(self.after.as_millis()).unwrap_or(i64::MAX);
-        let mut cursor = EventId(0);
+        let (mut cursor, mut missing) = (EventId(0), 0);
         loop {
             let mut spans = self.store.streamed_batches(after_ms, cursor, PAGE).await?;
             let Some(last) = spans.last() else { break };
             cursor = last.first;
             spans.retain(|span| !in_stream.contains(&span.first.0));
-            self.account_for(&spans).await?;
+            missing += self.account_for(&spans).await?;
+        }
+        if missing > 0 {
+            tracing::warn!(deliveries = missing, "what was missing is scheduled again");
         }
         self.metrics.recover.owed.set(self.store.count_batches().await? as f64);
         Ok(())
     }
 
-    async fn account_for(&mut self, spans: &[Span]) -> Result<(), Error> {
+    /// Returns how many deliveries were missing.
+    async fn account_for(&mut self, spans: &[Span]) -> Result<u64, Error> {
+        let mut missing = 0;
         if spans.is_empty() {
-            return Ok(());
+            return Ok(missing);
         }
         let kinds = self.store.kinds_of(spans).await?;
         let finals = self.store.count_final(spans).await?;
@@ -103,12 +108,12 @@ impl Sweep {
             }
             // Counting is a tenth of the cost of comparing, and nearly always enough.
             if finals.get(&span.first).copied().unwrap_or(0) != expected {
-                self.compare(*span, &webhooks).await?;
+                missing += self.compare(*span, &webhooks).await?;
             }
         }
         self.store.remove_batches(spans).await?;
         self.metrics.recover.swept.increment(spans.len() as u64);
-        Ok(())
+        Ok(missing)
     }
 
     /// Schedules the deliveries of a batch that are neither final nor scheduled.
@@ -116,7 +121,7 @@ impl Sweep {
         &mut self,
         span: Span,
         webhooks: &HashMap<AccountId, Vec<Webhook>>,
-    ) -> Result<(), Error> {
+    ) -> Result<u64, Error> {
         let settled: HashSet<Key> = self.store.settled(span).await?.into_iter().collect();
         let mut missing: Vec<Key> = Vec::new();
         for (event, account, kind) in self.store.outline(span).await? {
@@ -125,14 +130,13 @@ impl Sweep {
             missing.extend(owed.filter(|key| !settled.contains(key)));
         }
         if missing.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
         let expires = i64::try_from(self.expiry.as_millis()).unwrap_or(i64::MAX);
         let scheduled = self.store.schedule_missing(&missing, expires).await?;
-        tracing::warn!(first = %span.first, scheduled, "deliveries were missing and are scheduled again");
         self.metrics.recover.missing.increment(scheduled);
         let now: Vec<(Key, i64)> = missing.into_iter().map(|key| (key, 0)).collect();
         self.due.feed(&now).await?;
-        Ok(())
+        Ok(scheduled)
     }
 }

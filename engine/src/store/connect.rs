@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tokio_postgres::{Client, Config, config::SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -24,6 +25,8 @@ const PRISMA: [&str; 8] = [
 pub struct Address {
     config: Config,
     schema: Option<String>,
+    /// From `sslrootcert`: certificates to trust beside the web's.
+    roots: Vec<CertificateDer<'static>>,
 }
 
 impl Address {
@@ -31,7 +34,7 @@ impl Address {
     /// When tokio-postgres cannot read what is left after Prisma's parameters are taken out.
     pub fn parse(url: &str) -> Result<Address, Error> {
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
-        let mut schema = None;
+        let (mut schema, mut roots_file) = (None, None);
         let rest: Vec<&str> = query
             .split('&')
             .filter(|pair| {
@@ -39,7 +42,15 @@ impl Address {
                 if name == "schema" && is_plain_name(value) {
                     schema = Some(value.to_owned());
                 }
-                !pair.is_empty() && !PRISMA.contains(&name)
+                if name == "sslrootcert" {
+                    roots_file = Some(value.to_owned());
+                }
+                !pair.is_empty() && name != "sslrootcert" && !PRISMA.contains(&name)
+            })
+            // Certificates are always checked, so these two ask for no more than `require` gives.
+            .map(|pair| match pair {
+                "sslmode=verify-full" | "sslmode=verify-ca" => "sslmode=require",
+                pair => pair,
             })
             .collect();
         let url = if rest.is_empty() { base.to_owned() } else { format!("{base}?{}", rest.join("&")) };
@@ -60,7 +71,13 @@ impl Address {
             options.push_str(&format!(" -c search_path={schema}"));
         }
         config.options(options.trim());
-        Ok(Address { config, schema })
+        let roots = match roots_file {
+            Some(file) => CertificateDer::pem_file_iter(&file)
+                .and_then(Iterator::collect)
+                .map_err(|source| Error::Roots { file, source })?,
+            None => Vec::new(),
+        };
+        Ok(Address { config, schema, roots })
     }
 
     pub(super) fn config(&self) -> &Config {
@@ -73,11 +90,12 @@ impl Address {
     }
 
     /// TLS as `sslmode` asks for it: `prefer` unless the URL says otherwise. Certificates are checked
-    /// against the web's roots.
+    /// against the web's roots and those of `sslrootcert`.
     pub(super) fn tls(&self) -> MakeRustlsConnect {
         let mut roots = rustls::RootCertStore::empty();
         if self.config.get_ssl_mode() != SslMode::Disable {
             roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+            roots.add_parsable_certificates(self.roots.iter().cloned());
         }
         let provider = rustls::crypto::ring::default_provider().into();
         let tls = rustls::ClientConfig::builder_with_provider(provider)
@@ -125,5 +143,13 @@ mod tests {
         let address = Address::parse("postgres://h/d?schema=a%20-c%20fsync=off").unwrap();
         assert_eq!(address.schema(), None);
         assert!(Address::parse("postgres://h/d?nonsense=1").is_err());
+    }
+
+    #[test]
+    fn libpqs_words_for_tls_are_understood() {
+        let address = Address::parse("postgres://h/d?sslmode=verify-full").unwrap();
+        assert_eq!(address.config().get_ssl_mode(), SslMode::Require);
+        let error = Address::parse("postgres://h/d?sslrootcert=/no/such/file.pem").err().unwrap();
+        assert!(error.to_string().contains("/no/such/file.pem"), "{error}");
     }
 }

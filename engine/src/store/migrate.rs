@@ -90,14 +90,14 @@ impl Store {
 /// Waits until Postgres answers, for a start beside a Postgres that is still starting.
 ///
 /// # Errors
-/// The last failure, once `patience` is over.
+/// The last failure, once `patience` is over; a wrong password or database at once.
 pub async fn wait_for(store: &Store, patience: Duration) -> Result<(), Error> {
     let until = tokio::time::Instant::now() + patience;
     let mut told = false;
     loop {
         match store.ping().await {
             Ok(()) => return Ok(()),
-            Err(error) if tokio::time::Instant::now() >= until => return Err(error),
+            Err(error) if error.is_final() || tokio::time::Instant::now() >= until => return Err(error),
             Err(error) => {
                 if !std::mem::replace(&mut told, true) {
                     tracing::warn!(error = crate::chain(&error), "waiting for Postgres");

@@ -29,6 +29,12 @@ pub use self::{connect::Address, link::Link, types::Text};
 pub enum Error {
     #[error("DATABASE_URL is not usable")]
     Url(#[source] tokio_postgres::Error),
+    #[error("sslrootcert {file} cannot be read")]
+    Roots {
+        file: String,
+        #[source]
+        source: rustls::pki_types::pem::Error,
+    },
     #[error("Postgres could not be reached")]
     Connect(#[source] tokio_postgres::Error),
     #[error("no connection to Postgres became free")]
@@ -55,6 +61,17 @@ pub enum Fault {
 }
 
 impl Error {
+    /// Whether trying again cannot help: the password or the database is wrong (SQLSTATE classes 28 and 3D).
+    fn is_final(&self) -> bool {
+        let error = match self {
+            Error::Pool(deadpool_postgres::PoolError::Backend(error))
+            | Error::Connect(error)
+            | Error::Statement(error) => error,
+            _ => return false,
+        };
+        error.code().is_some_and(|code| ["28", "3D"].contains(&&code.code()[..2]))
+    }
+
     pub fn fault(&self) -> Fault {
         let Error::Statement(error) = self else {
             return match self {

@@ -339,9 +339,8 @@ async fn nasty_events_harm_no_others() {
     let mut refused = vec![0; nasty.len()];
     while let Some(answers) = tasks.join_next().await {
         for (nth, which, answer) in answers.expect("no panic") {
-            let case = which.map_or("a good one".to_owned(), |which| {
-                String::from_utf8_lossy(&nasty[which][..nasty[which].len().min(60)]).into_owned()
-            });
+            let sent: &[u8] = which.map_or(b"a good one", |which| &nasty[which]);
+            let case = String::from_utf8_lossy(&sent[..sent.len().min(60)]);
             match (which, answer.status) {
                 (None, 201) => assert!(good.insert(answer.id(), nth).is_none(), "an id was given twice"),
                 (Some(which), 201) => {
@@ -613,7 +612,7 @@ async fn every_call_needs_a_good_key() {
         ("a key with a letter changed", vec![flipped]),
         ("a key in capitals", vec![key.to_uppercase().into_bytes()]),
         ("a key and a letter", vec![format!("{key}A").into_bytes()]),
-        ("a key less a letter", vec![key[..key.len() - 1].as_bytes().to_vec()]),
+        ("a key less a letter", vec![key.as_bytes()[..key.len() - 1].to_vec()]),
         ("two keys in one header", vec![format!("{key}, {key}").into_bytes()]),
         ("the same key twice", vec![key.clone().into_bytes(), key.clone().into_bytes()]),
         ("a good key and a bad one", vec![key.clone().into_bytes(), b"nonsense".to_vec()]),
@@ -701,7 +700,7 @@ async fn what_is_somebody_elses_does_not_exist() {
     for path in ["/events?limit=200", "/dlq?limit=200"] {
         let (status, body) = app.get(&mine.key, path).await;
         assert_eq!(status, 200);
-        let list = body["events"].as_array().or(body["dlqEntries"].as_array()).expect("a list");
+        let list = body["events"].as_array().or_else(|| body["dlqEntries"].as_array()).expect("a list");
         assert!(list.is_empty(), "{path}: {body}");
     }
     // They were there all the time, and nobody touched them.

@@ -16,7 +16,7 @@ use tokio::{
 use crate::harness::{App, PATIENCE, count, postgres};
 
 /// Short enough to wait for, long enough that no honest request of a busy machine meets it.
-const SHORT: Duration = Duration::from_secs(1);
+const SHORT: Duration = Duration::from_secs(2);
 
 /// What an HTTP/2 client sends first.
 const PREFACE: &str = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -85,26 +85,31 @@ impl Wire {
 
     /// The next answer, interim ones included.
     pub(crate) async fn answer(&mut self) -> Answer {
-        loop {
-            if let Some(answer) = Answer::take(&mut self.unread) {
-                return answer;
-            }
-            let read = timeout(PATIENCE, self.stream.read_buf(&mut self.unread)).await;
-            let shown = || String::from_utf8_lossy(&self.unread).into_owned();
-            match read {
-                Ok(Ok(1..)) => {}
-                Ok(Ok(0)) => panic!("the connection ended before an answer, after {:?}", shown()),
-                Ok(Err(error)) => panic!("{error} before an answer, after {:?}", shown()),
-                Err(_) => panic!("no answer in time, after {:?}", shown()),
-            }
-        }
+        self.answer_or_end().await.unwrap_or_else(|| {
+            panic!("the connection ended before an answer, after {:?}", String::from_utf8_lossy(&self.unread))
+        })
     }
 
     /// Waits for the end of the connection, before which nothing more may come.
     pub(crate) async fn ended(&mut self) {
-        // A reset is an end too: our own bytes may still have been under way.
-        let read = timeout(PATIENCE, self.stream.read_buf(&mut self.unread)).await.expect("an end in time");
-        assert!(read.unwrap_or(0) == 0, "{:?} instead of the end", String::from_utf8_lossy(&self.unread));
+        let answer = self.answer_or_end().await;
+        assert!(answer.is_none() && self.unread.is_empty(), "{answer:?} instead of the end");
+    }
+
+    /// One of the two has to come. A reset is an end too: bytes of ours may still have been under way.
+    async fn answer_or_end(&mut self) -> Option<Answer> {
+        loop {
+            if let Some(answer) = Answer::take(&mut self.unread) {
+                return Some(answer);
+            }
+            match timeout(PATIENCE, self.stream.read_buf(&mut self.unread)).await {
+                Ok(Ok(1..)) => {}
+                Ok(_) => return None,
+                Err(_) => {
+                    panic!("neither answer nor end, after {:?}", String::from_utf8_lossy(&self.unread))
+                }
+            }
+        }
     }
 
     /// Sends `piece` over and over, as a slow client does, until the peer has enough. Returns what it said.
@@ -508,16 +513,9 @@ async fn requests_whose_end_is_in_doubt_are_refused() {
         let mut wire = Wire::open(&app).await;
         // The end may come before all of it is written, and with or without a word about it.
         let _ = wire.try_send(&request).await;
-        let mut said = std::mem::take(&mut wire.unread);
-        let read = timeout(PATIENCE, wire.stream.read_to_end(&mut said)).await;
-        assert!(
-            read.is_ok(),
-            "{case:?}: the connection is still open, after {:?}",
-            String::from_utf8_lossy(&said)
-        );
-        if let Some(answer) = Answer::take(&mut said) {
+        if let Some(answer) = wire.answer_or_end().await {
             assert!((400..500).contains(&answer.status), "{case:?}: {answer:?}");
-            assert!(said.is_empty(), "{case:?}: a second answer: {:?}", String::from_utf8_lossy(&said));
+            wire.ended().await;
         }
     }
     all_given_back(&mut app).await;
@@ -531,9 +529,7 @@ async fn requests_whose_end_is_in_doubt_are_refused() {
     let answer = wire.answer().await;
     assert!([201, 400].contains(&answer.status), "{answer:?}");
     let _ = wire.try_send(event(&account.key, &numbered(2))).await;
-    let mut said = std::mem::take(&mut wire.unread);
-    let _ = timeout(SHORT, wire.stream.read_buf(&mut said)).await;
-    if let Some(answer) = Answer::take(&mut said) {
+    if let Some(answer) = wire.answer_or_end().await {
         accepted(&answer, 2);
     }
     drop(wire);
