@@ -35,13 +35,18 @@ pub struct Gateway {
 
 impl Service for Gateway {
     async fn call(self: Arc<Self>, mut request: Request<Incoming>) -> Response<Body> {
-        let routed = tokio::time::timeout(self.patience(), self.route(&mut request)).await;
-        let response = match routed.unwrap_or_else(|_| Err(ApiError::unavailable())) {
+        // The one hot path is taken before anything is made of the rest: a request carries the future of every
+        // call it may become, so the others are boxed.
+        let routed = match (request.uri().path(), request.method()) {
+            ("/send-event", &Method::POST) => events::send(&self, &mut request).await,
+            _ => Box::pin(self.bounded(&mut request)).await,
+        };
+        let response = match routed {
             Ok(response) => response,
             Err(error) => {
                 // A client that writes its whole request before it reads would see a reset, not this answer.
                 if !error.closes() {
-                    body::discard(&mut request).await;
+                    Box::pin(body::discard(&mut request)).await;
                 }
                 error.into_response()
             }
@@ -62,12 +67,17 @@ impl Gateway {
         self.config.http.body_timeout + self.config.ingest.commit_timeout * 2 + Duration::from_secs(5)
     }
 
+    async fn bounded(&self, request: &mut Request<Incoming>) -> Result<Response<Body>, ApiError> {
+        let routed = tokio::time::timeout(self.patience(), self.route(request)).await;
+        routed.unwrap_or_else(|_| Err(ApiError::unavailable()))
+    }
+
+    /// Every path but `POST /send-event`.
     async fn route(&self, request: &mut Request<Incoming>) -> Result<Response<Body>, ApiError> {
         let path = request.uri().path().to_owned();
         let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(&path).split('/').collect();
         let (get, post) = (request.method() == Method::GET, request.method() == Method::POST);
         match segments[..] {
-            ["send-event"] if post => events::send(self, request).await,
             ["events"] if get => events::list(self, request).await,
             ["events", id] if get => deliveries::event(self, request, id).await,
             ["events", id, "attempts"] if get => deliveries::attempts(self, request, id).await,
