@@ -96,16 +96,19 @@ CREATE UNIQUE INDEX delivery_attempts_once ON delivery_attempts (event_id, webho
 CREATE TABLE events_default PARTITION OF events DEFAULT;
 CREATE TABLE delivery_attempts_default PARTITION OF delivery_attempts DEFAULT;
 
--- Makes the partitions that cover `upto` and the one after it, 2^26 ids (65,536 blocks) each. Returns
--- how many it made. The caller holds the advisory lock.
+-- Makes the partition that covers `upto` and four after it, 2^26 ids (65,536 blocks) each, so that a lock held
+-- for an hour by a backup delays nothing. Returns how many it made. A range of which the net below has rows
+-- already is left to it: making it would scan the net under a lock that stops ingest. The caller holds the
+-- advisory lock.
 CREATE FUNCTION make_partitions(upto bigint) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     width constant bigint := 67108864;
     part bigint;
     made integer := 0;
 BEGIN
-    FOR part IN SELECT generate_series(upto / width, upto / width + 1) LOOP
-        IF to_regclass(format('events_p%s', part)) IS NULL THEN
+    FOR part IN SELECT generate_series(upto / width, upto / width + 4) LOOP
+        IF to_regclass(format('events_p%s', part)) IS NULL
+            AND NOT EXISTS (SELECT FROM events_default WHERE id >= part * width AND id < (part + 1) * width) THEN
             EXECUTE format('CREATE TABLE events_p%s PARTITION OF events FOR VALUES FROM (%s) TO (%s)',
                            part, part * width, (part + 1) * width);
             EXECUTE format('CREATE TABLE delivery_attempts_p%s PARTITION OF delivery_attempts FOR VALUES FROM (%s) TO (%s)',

@@ -41,6 +41,9 @@ const REDIS_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a drain tries to bring committed batches into Redis. Afterwards another process does.
 const STREAM_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a beat may take before its connection counts as dead: others count ten beats.
+const BEAT_PATIENCE: Duration = Duration::from_secs(3);
+
 /// Connections of each role's pool.
 const POOL: usize = 8;
 
@@ -253,6 +256,7 @@ fn background(
 ) -> Result<Vec<tokio::task::JoinHandle<()>>, Error> {
     let (config, metrics) = (&common.config, &common.metrics);
     let keeper = Keeper {
+        link: Link::new(store.address().clone(), BEAT_PATIENCE),
         store: store.clone(),
         stream: stream.clone(),
         me: common.instance,
@@ -340,8 +344,11 @@ impl Api {
         let store = common.store()?;
         // The first request should not pay for the first connection.
         store.ping().await?;
+        // Connections of their own: slow lists of one tenant must not turn others' keys into refusals.
+        let lookups = Store::new(config.database_url.reveal(), 2)?;
+        lookups.ping().await?;
         let form = Form::new(&common.identity.key_secret);
-        let (keys, lookup) = Keys::new(form, store.clone(), config.ingest.keys_max, metrics.clone());
+        let (keys, lookup) = Keys::new(form, lookups, config.ingest.keys_max, metrics.clone());
         let queue =
             Queue::new(config.ingest.queue_events_max, config.ingest.queue_bytes_max, metrics.clone());
         let batcher = Batcher {

@@ -126,6 +126,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         println!("the configuration is valid");
         return Ok(());
     }
+    raise_file_limit();
     match cli.command {
         None => {
             Err(Failure::Usage("say what to do: dev, serve, migrate or healthcheck (see --help)".to_owned()))
@@ -171,6 +172,14 @@ fn configuration(cli: &Cli, dispatcher_only: bool) -> Result<Config, Failure> {
         .with_writer(std::io::stderr)
         .try_init();
     Ok(config)
+}
+
+/// Each connection is a file, and the usual soft limit of 1,024 is below what the settings allow.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Where it is refused, connections beyond the limit are.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 async fn serve(config: Config, roles: Roles, migrate: bool) -> Result<(), Failure> {

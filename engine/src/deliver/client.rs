@@ -155,12 +155,16 @@ impl Checked {
         let port = uri.port_u16().unwrap_or_else(|| if uri.scheme_str() == Some("https") { 443 } else { 80 });
         let found: Vec<SocketAddr> =
             tokio::net::lookup_host((host, port)).await.map_err(Refused::Dns)?.collect();
+        let allowed: Vec<SocketAddr> =
+            found.into_iter().filter(|a| self.allow_private || is_public(a.ip())).collect();
         let mut last = Refused::Blocked;
-        for address in found {
-            if !self.allow_private && !is_public(address.ip()) {
-                continue;
-            }
-            match TcpStream::connect(address).await {
+        let deadline = Instant::now() + self.timeout;
+        for (i, address) in allowed.iter().enumerate() {
+            // A share of what is left for each, or one address that swallows packets would hide the others.
+            let left = deadline.saturating_duration_since(Instant::now());
+            let share = left / u32::try_from(allowed.len() - i).unwrap_or(u32::MAX);
+            let connected = tokio::time::timeout(share, TcpStream::connect(address)).await;
+            match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                 Ok(stream) => {
                     // A request is written in one go; waiting for more only delays it.
                     stream.set_nodelay(true).map_err(Refused::Connect)?;

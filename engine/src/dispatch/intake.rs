@@ -23,6 +23,9 @@ use crate::{
 /// Entries of one read. A batch holds at most 1,024 events, so more than a few would only wait.
 const READ_MAX: usize = 16;
 
+/// Entries whose events are in memory before they have permits.
+const LOAD_MAX: usize = 4;
+
 /// Shared by the reader and by those who bring claimed entries.
 #[derive(Clone)]
 pub(super) struct Intake {
@@ -40,6 +43,7 @@ impl Intake {
         let mut told = false;
         let mut group = false;
         loop {
+            let term = self.context.fence.term();
             let read = async {
                 if self.context.first_budget.is_full() {
                     self.context.metrics.dispatch.held_full.increment(1);
@@ -62,9 +66,11 @@ impl Intake {
             match outcome {
                 Ok(entries) => {
                     told = false;
-                    self.take(entries, false, &mut stop).await;
+                    self.take(entries, term, false, &mut stop).await;
                 }
                 Err(error) => {
+                    // With the group our beat may be gone too.
+                    group = false;
                     if !std::mem::replace(&mut told, true) {
                         tracing::warn!(error = crate::chain(&error), "the stream cannot be read");
                     }
@@ -74,28 +80,32 @@ impl Intake {
         }
     }
 
-    /// Takes entries in hand. `check` says that some of their deliveries may be settled.
-    pub(super) async fn take(&self, entries: Vec<Entry>, check: bool, stop: &mut watch::Receiver<bool>) {
+    /// Takes entries in hand that were read in `term`. `check` says that some of their deliveries may be settled.
+    pub(super) async fn take(
+        &self,
+        entries: Vec<Entry>,
+        term: u64,
+        check: bool,
+        stop: &mut watch::Receiver<bool>,
+    ) {
         let entries = self.hold(entries);
-        if entries.is_empty() {
-            return;
-        }
         self.context.metrics.dispatch.entries.increment(entries.len() as u64);
-        loop {
-            let load = self.load(&entries, check);
+        let mut left = &entries[..];
+        while !left.is_empty() {
+            let (part, rest) = left.split_at(left.len().min(LOAD_MAX));
             let loaded = tokio::select! {
                 biased;
-                () = crate::stopped(stop) => return self.let_go(&entries),
-                loaded = load => loaded,
+                () = crate::stopped(stop) => return self.let_go(left),
+                loaded = self.load(part, check) => loaded,
             };
             match loaded {
                 Ok(loaded) => {
                     for (entry, batch, settled) in loaded {
-                        if !self.fan_out(&entry, batch, &settled, stop).await {
+                        if !self.fan_out(&entry, batch, &settled, term, stop).await {
                             return;
                         }
                     }
-                    return;
+                    left = rest;
                 }
                 Err(error) => {
                     tracing::debug!(error = crate::chain(&error), "entries wait for Postgres");
@@ -162,6 +172,7 @@ impl Intake {
         entry: &Entry,
         owed: Owed,
         settled: &HashSet<Key>,
+        term: u64,
         stop: &mut watch::Receiver<bool>,
     ) -> bool {
         let context = &self.context;
@@ -187,6 +198,7 @@ impl Intake {
                     was_scheduled: false,
                     entry: Some(open.clone()),
                     leased_until: None,
+                    term,
                     permit,
                 };
                 work::admit(context, delivery).await;

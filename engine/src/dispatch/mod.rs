@@ -37,7 +37,7 @@ use crate::{
     ingest::Ring,
     lane::{self, Lanes},
     metrics::Metrics,
-    model::{Event, Try},
+    model::{Event, Key, Try},
     retry::schedule::Policy,
     settle::{self, Open, Recorder},
     store::{Link, Store},
@@ -62,6 +62,8 @@ struct Delivery {
     entry: Option<Arc<Open>>,
     /// A lease of `due` ends then, and with it the right to send.
     leased_until: Option<Instant>,
+    /// The fence's term when it was taken in hand.
+    term: u64,
     permit: Permit,
 }
 
@@ -100,6 +102,8 @@ pub struct Parts {
 pub struct Dispatcher {
     context: Arc<Context>,
     claims: Claims,
+    due: Due,
+    beats: (signal::Sender<bool>, JoinHandle<()>),
     loops: Vec<JoinHandle<()>>,
     recorder: JoinHandle<()>,
     grace: Duration,
@@ -132,16 +136,20 @@ impl Dispatcher {
         let reader = Reader::new(redis.clone(), keys, consumer);
         let loops = vec![
             tokio::spawn(intake.clone().run(reader, claims.clone(), stop.clone())),
-            tokio::spawn(watch::beats(context.clone(), claims.clone(), stop.clone())),
             tokio::spawn(watch::claims(intake, claims.clone(), stop.clone())),
             tokio::spawn(watch::lanes(context.clone(), stop.clone())),
             tokio::spawn(watch::registry(context.clone(), stop.clone())),
             tokio::spawn(retries::run(context.clone(), due.clone(), stop.clone())),
-            tokio::spawn(crate::retry::feeder::run(store, due, config.retry.horizon, metrics, stop)),
+            tokio::spawn(crate::retry::feeder::run(store, due.clone(), config.retry.horizon, metrics, stop)),
         ];
+        // Beats go on through the drain: what is in flight is still in hand.
+        let beats_stop = signal::Sender::new(false);
+        let beats = tokio::spawn(watch::beats(context.clone(), claims.clone(), beats_stop.subscribe()));
         Ok(Dispatcher {
             context,
             claims,
+            due,
+            beats: (beats_stop, beats),
             loops,
             recorder: tokio::spawn(recorder_loop.run()),
             grace: config.dispatch.grace,
@@ -151,16 +159,20 @@ impl Dispatcher {
     /// After the stop signal: lets go of what has not begun, waits for what is in flight, records it, and
     /// takes the beat back so that others take over at once.
     pub async fn drain(self) {
-        let Dispatcher { context, mut claims, loops, recorder, grace } = self;
+        let Dispatcher { context, mut claims, mut due, beats, loops, recorder, grace } = self;
         for mut task in loops {
             // Each ends within a query or so of the signal; one that does not has nothing left to finish.
             if tokio::time::timeout(grace, &mut task).await.is_err() {
                 task.abort();
             }
         }
-        for lane in context.lanes.all() {
-            // Their entries are pending and their retries leased: they are others' from here on.
-            drop(lane.clear());
+        // What has not begun is others' from here on: its entries are pending, and its retries are given back.
+        let queued: Vec<Delivery> = context.lanes.all().iter().flat_map(|lane| lane.clear()).collect();
+        let retries: Vec<Key> =
+            queued.iter().filter(|d| d.entry.is_none()).map(|d| (d.event.id, d.target.webhook.id)).collect();
+        drop(queued);
+        if let Err(error) = due.release(&retries).await {
+            tracing::debug!(error = crate::chain(&error), "leases end by themselves");
         }
         let mut workers =
             std::mem::take(&mut *context.workers.lock().unwrap_or_else(PoisonError::into_inner));
@@ -170,6 +182,9 @@ impl Dispatcher {
             tracing::warn!(in_flight = workers.len(), "grace over, requests abandoned");
         }
         drop(workers);
+        let (beats_stop, beats) = beats;
+        beats_stop.send_replace(true);
+        let _ = beats.await;
         // The recorder ends with the last handle to it.
         drop(context);
         if tokio::time::timeout(grace, recorder).await.is_err() {

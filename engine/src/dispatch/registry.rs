@@ -108,8 +108,9 @@ impl Registry {
             loaded.push((*account, Arc::new(targets)));
         }
         let mut inner = self.inner();
-        // If somebody caught up meanwhile, what we read may be what it just forgot.
-        if inner.version == before {
+        // If somebody caught up meanwhile, what we read may be what it just forgot; and before the first look
+        // nothing would ever make us forget.
+        if before != 0 && inner.version == before {
             for (account, webhooks) in &loaded {
                 inner.accounts.put(*account, webhooks.clone());
             }

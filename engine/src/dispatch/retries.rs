@@ -18,6 +18,9 @@ const IDLE: Duration = Duration::from_millis(50);
 /// Pause when something was: Redis has others to serve between two script calls.
 const BUSY: Duration = Duration::from_millis(1);
 
+/// Of Postgres or of Redis; either way the round is over.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
 pub(super) async fn run(context: Arc<Context>, mut due: Due, mut stop: watch::Receiver<bool>) {
     loop {
         let pause = match round(&context, &mut due).await {
@@ -36,12 +39,10 @@ pub(super) async fn run(context: Arc<Context>, mut due: Due, mut stop: watch::Re
 }
 
 /// Leases once. Returns how many members came.
-async fn round(
-    context: &Arc<Context>,
-    due: &mut Due,
-) -> Result<usize, Box<dyn std::error::Error + Send + Sync>> {
+async fn round(context: &Arc<Context>, due: &mut Due) -> Result<usize, Failure> {
+    let term = context.fence.term();
     let room = context.retry_budget.free().min(LEASE_MAX);
-    if room == 0 || context.retry_budget.is_full() || !context.fence.holds() {
+    if room == 0 || context.retry_budget.is_full() || !context.fence.holds(term) {
         return Ok(0);
     }
     // From queue to reply, and time to record it: a lease that ends earlier sends twice.
@@ -52,32 +53,42 @@ async fn round(
         return Ok(0);
     }
     context.metrics.retry.leased.increment(keys.len() as u64);
-    let owed = context.store.owed(&keys).await?;
-    forget_stale(context, due, &keys, &owed).await?;
-    let mut early = Vec::new();
-    for row in owed {
-        if row.due_in_ms > 1000 {
-            early.push((row.key, row.due_in_ms));
-        } else {
-            take(context, row, until).await?;
+    let owed = match look_up(context, due, &keys).await {
+        Ok(owed) => owed,
+        Err(error) => {
+            // Or they would wait for the lease to end.
+            due.release(&keys).await?;
+            return Err(error);
         }
-    }
-    if !early.is_empty() {
-        // The row was moved on while its member was not: the row is right.
-        let keys: Vec<Key> = early.iter().map(|(key, _)| *key).collect();
-        due.remove(&keys).await?;
-        due.feed(&early).await?;
+    };
+    let mut rows = owed.into_iter();
+    while let Some(row) = rows.next() {
+        let key = row.key;
+        if let Err(error) = take(context, row, until, term).await {
+            // Those before it are in their lanes already.
+            let left: Vec<Key> = std::iter::once(key).chain(rows.map(|row| row.key)).collect();
+            due.release(&left).await?;
+            return Err(error);
+        }
     }
     Ok(keys.len())
 }
 
+/// The rows whose time has come. Members that nothing is owed for are forgotten, and those that are early go back.
+async fn look_up(context: &Context, due: &mut Due, keys: &[Key]) -> Result<Vec<Owed>, Failure> {
+    let mut owed = context.store.owed(keys).await?;
+    forget_stale(context, due, keys, &owed).await?;
+    // The row was moved on while its member was not: the row is right.
+    let early: Vec<(Key, i64)> =
+        owed.extract_if(.., |row| row.due_in_ms > 1000).map(|row| (row.key, row.due_in_ms)).collect();
+    if !early.is_empty() {
+        due.postpone(&early).await?;
+    }
+    Ok(owed)
+}
+
 /// Members without a row are settled; rows without an event can never be.
-async fn forget_stale(
-    context: &Context,
-    due: &mut Due,
-    keys: &[Key],
-    owed: &[Owed],
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+async fn forget_stale(context: &Context, due: &mut Due, keys: &[Key], owed: &[Owed]) -> Result<(), Failure> {
     let rows: HashSet<Key> = owed.iter().map(|o| o.key).collect();
     let mut gone: Vec<Key> = keys.iter().copied().filter(|key| !rows.contains(key)).collect();
     let orphans: Vec<Key> = owed.iter().filter(|o| o.event.is_none()).map(|o| o.key).collect();
@@ -93,13 +104,15 @@ async fn forget_stale(
     Ok(())
 }
 
-async fn take(
-    context: &Arc<Context>,
-    row: Owed,
-    until: Instant,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+async fn take(context: &Arc<Context>, row: Owed, until: Instant, term: u64) -> Result<(), Failure> {
     let Some(event) = row.event else { return Ok(()) };
-    let Some(target) = context.registry.webhook(event.account, row.key.1).await? else {
+    let mut found = context.registry.webhook(event.account, row.key.1).await?;
+    if found.is_none() {
+        // What we know of the account may be older than the row.
+        context.registry.poll().await?;
+        found = context.registry.webhook(event.account, row.key.1).await?;
+    }
+    let Some(target) = found else {
         work::webhook_gone(context, event.account, row.key, row.tried).await;
         return Ok(());
     };
@@ -111,6 +124,7 @@ async fn take(
         was_scheduled: true,
         entry: None,
         leased_until: Some(until),
+        term,
         permit,
     };
     if row.expired {

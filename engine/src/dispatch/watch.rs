@@ -22,7 +22,7 @@ async fn pause(time: Duration, stop: &mut watch::Receiver<bool>) -> bool {
     }
 }
 
-/// Beats, and tells the fence. It goes on during the drain of what is in flight, until all loops are done.
+/// Beats, and tells the fence. It has a stop signal of its own, after the drain of what is in flight.
 pub(super) async fn beats(context: Arc<Context>, mut claims: Claims, mut stop: watch::Receiver<bool>) {
     let every = context.config.dispatch.beat;
     loop {
@@ -39,28 +39,36 @@ pub(super) async fn beats(context: Arc<Context>, mut claims: Claims, mut stop: w
 
 /// Takes up what nobody holds.
 pub(super) async fn claims(intake: Intake, mut claims: Claims, mut stop: watch::Receiver<bool>) {
-    let dispatch = intake.context.config.dispatch.clone();
+    let (every, dead_after) =
+        (intake.context.config.dispatch.beat, intake.context.config.dispatch.dead_after);
+    let metrics = intake.context.metrics.clone();
     // Own entries are looked for less often: a scan of what is pending costs more than one of consumers.
     let mut turn = 0u32;
-    while pause(dispatch.beat, &mut stop).await {
+    while pause(every, &mut stop).await {
         turn = turn.wrapping_add(1);
-        let metrics = intake.context.metrics.clone();
-        match claims.claim(dispatch.dead_after, CLAIM_MAX).await {
-            Ok(entries) => {
-                metrics.dispatch.claimed.increment(entries.len() as u64);
-                intake.take(entries, true, &mut stop).await;
-            }
-            Err(error) => tracing::debug!(error = crate::chain(&error), "nothing claimed"),
+        // As long as there is a full load to claim, more may wait behind it.
+        let mut full = true;
+        while full && !*stop.borrow() {
+            let term = intake.context.fence.term();
+            let entries = claims.claim(dead_after, CLAIM_MAX).await.unwrap_or_else(|error| {
+                tracing::debug!(error = crate::chain(&error), "nothing claimed");
+                Vec::new()
+            });
+            full = entries.len() == CLAIM_MAX;
+            metrics.dispatch.claimed.increment(entries.len() as u64);
+            intake.take(entries, term, true, &mut stop).await;
         }
-        if turn.is_multiple_of(5) {
+        full = turn.is_multiple_of(5);
+        while full && !*stop.borrow() {
+            let term = intake.context.fence.term();
             let held = |id: &str| intake.context.opened.contains(id);
-            match claims.unheld(held, CLAIM_MAX).await {
-                Ok(entries) => {
-                    metrics.dispatch.resumed.increment(entries.len() as u64);
-                    intake.take(entries, true, &mut stop).await;
-                }
-                Err(error) => tracing::debug!(error = crate::chain(&error), "own entries not looked at"),
-            }
+            let entries = claims.unheld(held, CLAIM_MAX).await.unwrap_or_else(|error| {
+                tracing::debug!(error = crate::chain(&error), "own entries not looked at");
+                Vec::new()
+            });
+            full = entries.len() == CLAIM_MAX;
+            metrics.dispatch.resumed.increment(entries.len() as u64);
+            intake.take(entries, term, true, &mut stop).await;
         }
     }
 }

@@ -68,7 +68,7 @@ async fn worker(context: Arc<Context>, lane: Arc<Lane<Delivery>>, first: Deliver
 async fn deliver(context: &Arc<Context>, mut delivery: Delivery) {
     let timeout = context.config.deliver.timeout;
     let lease_over = delivery.leased_until.is_some_and(|until| Instant::now() + timeout >= until);
-    if lease_over || !context.fence.holds() {
+    if lease_over || !context.fence.holds(delivery.term) {
         // Others may be sending it by now. It is dropped unsent: its entry is pending, its retry leased.
         context.metrics.dispatch.fenced.increment(1);
         return abandon(context, delivery);
@@ -89,10 +89,8 @@ async fn deliver(context: &Arc<Context>, mut delivery: Delivery) {
         }
     };
     let verdict = outcome::judge(done, context.kept);
-    if let Verdict::Gone(_) = &verdict {
-        disable(context, &delivery).await;
-    }
-    let record = record(context, &delivery, verdict);
+    let disabled = matches!(verdict, Verdict::Gone(_)) && disable(context, &delivery).await;
+    let record = record(context, &delivery, verdict, disabled);
     context
         .recorder
         .settle(Item { record: Some(record), entry: delivery.entry, permit: Some(delivery.permit) })
@@ -117,6 +115,9 @@ fn abandon(context: &Context, delivery: Delivery) {
 
 /// Puts a delivery into the schedule without an attempt.
 pub(super) async fn park(context: &Context, delivery: Delivery, wait: Duration, reason: &'static str) {
+    if !context.fence.holds(delivery.term) {
+        return abandon(context, delivery);
+    }
     let mut record = blank(&delivery);
     record.later = Some(later(context, &delivery, delivery.tried.attempt, wait, reason));
     context
@@ -198,7 +199,7 @@ fn later(
 }
 
 /// What to write for a verdict.
-fn record(context: &Context, delivery: &Delivery, verdict: Verdict) -> Record {
+fn record(context: &Context, delivery: &Delivery, verdict: Verdict, disabled: bool) -> Record {
     let Metrics { deliver, .. } = &*context.metrics;
     let mut record = blank(delivery);
     let attempt = match verdict {
@@ -208,7 +209,8 @@ fn record(context: &Context, delivery: &Delivery, verdict: Verdict) -> Record {
         }
         Verdict::Gone(attempt) => {
             deliver.dead.increment(1);
-            record.dead = Some("the endpoint answered 410 Gone; the webhook was disabled".to_owned());
+            let and = if disabled { "; the webhook was disabled" } else { "" };
+            record.dead = Some(format!("the endpoint answered 410 Gone{and}"));
             attempt
         }
         Verdict::Retry { mut attempt, after } => {
@@ -233,10 +235,17 @@ fn record(context: &Context, delivery: &Delivery, verdict: Verdict) -> Record {
 }
 
 /// 410 says that the endpoint will not come back: its webhook gets nothing more until somebody enables it.
-async fn disable(context: &Context, delivery: &Delivery) {
+/// Returns whether that was done.
+async fn disable(context: &Context, delivery: &Delivery) -> bool {
     let webhook = delivery.target.webhook.id;
     match context.store.disable_webhook(webhook, "410 Gone").await {
-        Ok(()) => tracing::info!(%webhook, "webhook disabled: its endpoint answered 410 Gone"),
-        Err(error) => tracing::warn!(%webhook, error = crate::chain(&error), "webhook not disabled"),
+        Ok(()) => {
+            tracing::info!(%webhook, "webhook disabled: its endpoint answered 410 Gone");
+            true
+        }
+        Err(error) => {
+            tracing::warn!(%webhook, error = crate::chain(&error), "webhook not disabled");
+            false
+        }
     }
 }

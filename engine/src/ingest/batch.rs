@@ -16,19 +16,10 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// How many of the waiting events, whose sizes these are in order, make the next batch. At least one of
-    /// them: a single event may be larger than the bound on bytes.
-    pub(super) fn fit(self, sizes: impl Iterator<Item = usize>) -> usize {
-        let mut bytes = 0usize;
-        let mut n = 0;
-        for size in sizes.take(self.events) {
-            bytes = bytes.saturating_add(size);
-            if n > 0 && bytes > self.bytes {
-                break;
-            }
-            n += 1;
-        }
-        n
+    /// Whether a batch of `events` takes one more, which would make it `bytes` large. The first is always taken:
+    /// a single event may be larger than the bound on bytes.
+    pub(super) fn takes(self, events: usize, bytes: usize) -> bool {
+        events == 0 || (events < self.events && bytes <= self.bytes)
     }
 }
 
@@ -106,10 +97,9 @@ mod tests {
     #[test]
     fn a_batch_is_bounded_by_events_and_bytes_but_never_empty() {
         let limits = Limits { events: 3, bytes: 10 };
-        assert_eq!(limits.fit([].into_iter()), 0);
-        assert_eq!(limits.fit([100].into_iter()), 1);
-        assert_eq!(limits.fit([4, 4, 4].into_iter()), 2);
-        assert_eq!(limits.fit([1, 1, 1, 1].into_iter()), 3);
+        assert!(limits.takes(0, 100), "the first, whatever its size");
+        assert!(limits.takes(1, 10) && !limits.takes(1, 11), "bytes");
+        assert!(limits.takes(2, 3) && !limits.takes(3, 4), "events");
     }
 
     proptest! {

@@ -93,12 +93,12 @@ impl Batcher {
     /// Takes what fits into one batch. The event that did not fit any more is held for the next.
     fn gather(&self, limits: Limits, held: &mut Option<Pending>) -> Vec<Pending> {
         let mut group: Vec<Pending> = held.take().into_iter().collect();
-        let mut sizes: Vec<usize> = group.iter().map(Pending::bytes).collect();
+        let mut bytes: usize = group.iter().map(Pending::bytes).sum();
         while group.len() < limits.events
             && let Some(pending) = self.queue.pop()
         {
-            sizes.push(pending.bytes());
-            if limits.fit(sizes.iter().copied()) < sizes.len() {
+            bytes += pending.bytes();
+            if !limits.takes(group.len(), bytes) {
                 *held = Some(pending);
                 break;
             }

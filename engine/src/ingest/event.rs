@@ -63,7 +63,7 @@ impl Draft {
         let kind = kind(fields.kind)?;
         // `Option` takes a JSON null for absence, and null is a payload like any other.
         let payload = match fields.payload {
-            Some(raw) => body.slice_ref(raw.get().as_bytes()),
+            Some(raw) => own(body, raw.get().as_bytes()),
             None if has_null_payload(body) => Bytes::from_static(b"null"),
             None => {
                 return Err(invalid(
@@ -73,6 +73,19 @@ impl Draft {
             }
         };
         Ok(Draft { kind, payload })
+    }
+}
+
+/// Payloads from this size on may share the request's buffer.
+const SHARED_MIN: usize = 16 << 10;
+
+/// The payload's bytes for as long as they are needed. A slice keeps the whole buffer it lies in, which is counted
+/// nowhere: so only a large payload that is most of its request is not copied.
+fn own(body: &Bytes, payload: &[u8]) -> Bytes {
+    if payload.len() >= SHARED_MIN && payload.len() * 2 >= body.len() {
+        body.slice_ref(payload)
+    } else {
+        Bytes::copy_from_slice(payload)
     }
 }
 
@@ -180,6 +193,18 @@ mod tests {
         assert_eq!(parse(&long), Err("invalid_type"));
         let bytes = Bytes::from_static(b"{\"type\":\"a\",\"payload\":\"\xff\"}");
         assert_eq!(Draft::parse(&bytes).unwrap_err().code, "invalid_utf8");
+    }
+
+    /// A slice of the request once kept all of it in memory, counted as the payload alone: a large field that nobody
+    /// asked for filled the queue, the ring and the lanes.
+    #[test]
+    fn a_small_payload_does_not_keep_a_large_request() {
+        let within = |body: &Bytes, payload: &Bytes| body.as_ptr_range().contains(&payload.as_ptr());
+        let filler = "x".repeat(100_000);
+        let body = Bytes::from(format!("{{\"type\":\"a\",\"payload\":{{}},\"x\":\"{filler}\"}}"));
+        assert!(!within(&body, &Draft::parse(&body).unwrap().payload));
+        let body = Bytes::from(format!("{{\"type\":\"a\",\"payload\":\"{filler}\"}}"));
+        assert!(within(&body, &Draft::parse(&body).unwrap().payload), "a large one is not copied");
     }
 
     #[test]

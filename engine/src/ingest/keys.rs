@@ -216,10 +216,13 @@ impl Lookup {
 
     /// Takes in what changed since the last poll. While Postgres is away the cache serves as it is.
     async fn poll(&self, version: &mut Option<i64>) {
-        // The cache begins empty, so what changed before the first poll does not matter.
         match patiently(self.store.changed_keys(version.unwrap_or(i64::MAX))).await {
             Ok((now, changed)) => {
                 let mut cache = lock(&self.cache);
+                if version.is_none() {
+                    // What was looked up before the first poll may have changed since, and nothing says so.
+                    cache.known.clear();
+                }
                 for (hash, owner) in changed {
                     match owner {
                         Some(_) => drop(cache.unknown.pop(&hash)),

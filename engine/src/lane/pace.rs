@@ -35,8 +35,9 @@ impl Pace {
     pub(super) fn park(&mut self, queued: usize, now: Instant) -> Duration {
         let gap = self.took / self.workers as f64;
         let drained = now + Duration::from_secs_f64((gap * queued as f64).min(PARK_MAX.as_secs_f64()));
-        let tail = self.tail.map_or(drained, |tail| tail.max(drained)) + Duration::from_secs_f64(gap);
-        let tail = tail.min(now + PARK_MAX);
+        // A lane with an empty queue has caught up, whatever it was thought to take.
+        let before = self.tail.filter(|_| queued > 0).map_or(drained, |tail| tail.max(drained));
+        let tail = (before + Duration::from_secs_f64(gap)).min(now + PARK_MAX);
         self.tail = Some(tail);
         (tail - now).max(PARK_MIN)
     }

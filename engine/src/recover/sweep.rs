@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Batches looked at with one pair of queries.
-const PAGE: i64 = 200;
+const PAGE: i64 = 500;
 
 /// Entries of the stream that are compared. With more, dispatch is far behind and nothing follows from what
 /// is missing.
@@ -64,17 +64,17 @@ impl Sweep {
         if !self.lock.try_sweep_lock().await? {
             return Ok(());
         }
-        // The stream first: an entry leaves it only after its outcomes are committed, so what is not in it
-        // now is in Postgres by the time we look there.
-        let Some(in_stream) = self.claims.batches_in_stream(STREAM_MAX).await? else {
-            return Ok(());
-        };
         let after_ms = i64::try_from(self.after.as_millis()).unwrap_or(i64::MAX);
         let (mut cursor, mut missing) = (EventId(0), 0);
         loop {
             let mut spans = self.store.streamed_batches(after_ms, cursor, PAGE).await?;
             let Some(last) = spans.last() else { break };
             cursor = last.first;
+            // In this order: what is marked was in the stream before we look there, and an entry leaves it only
+            // after its outcomes are committed, so what is not in it now is in Postgres by the time we ask.
+            let Some(in_stream) = self.claims.batches_in_stream(STREAM_MAX).await? else {
+                return Ok(());
+            };
             spans.retain(|span| !in_stream.contains(&span.first.0));
             missing += self.account_for(&spans).await?;
         }

@@ -3,18 +3,22 @@
 //! Only the owner streams its batches while it is alive. An observer counts its own confirmed beats during
 //! which another's did not change: a stalled Postgres stops both, and so kills nobody.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use tokio::sync::watch;
 
 use crate::{
     metrics::Metrics,
     model::EventId,
-    store::{Error, Store},
+    store::{Error, Link, Store},
     stream,
 };
 
-/// Between two beats.
+/// Between two beats, and between two rounds of chores.
 const BEAT: Duration = Duration::from_secs(1);
 
 /// Rows of one takeover statement, and of one look for leftovers.
@@ -23,12 +27,14 @@ const PAGE: i64 = 500;
 /// Own batches still new after it are looked at.
 const LEFTOVER_MS: i64 = 5000;
 
-/// Beats between two looks at who owns unsent batches, and between two looks at partitions.
+/// Rounds between two looks at who owns unsent batches, and between two looks at partitions.
 const OWNERS_EVERY: u32 = 5;
 const PARTITIONS_EVERY: u32 = 60;
 
-/// Keeps one instance known to be alive.
+/// Keeps one instance known to be alive, and does what dead ones left undone.
 pub struct Keeper {
+    /// Of the beats alone: nothing may make them wait.
+    pub link: Link,
     pub store: Store,
     pub stream: stream::Handle,
     pub me: i64,
@@ -37,77 +43,148 @@ pub struct Keeper {
     pub metrics: Arc<Metrics>,
 }
 
+/// What the beats and the chores tell each other.
+#[derive(Default)]
+struct Shared {
+    /// Instances that the beats found dead.
+    dead: BTreeSet<i64>,
+    /// Owners of unsent batches, as of the last look: one without a row is watched all the same.
+    owners: Vec<i64>,
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits for the next round; false when there is to be none.
+async fn next(stop: &mut watch::Receiver<bool>) -> bool {
+    tokio::select! {
+        () = tokio::time::sleep(BEAT) => true,
+        () = crate::stopped(stop) => false,
+    }
+}
+
 impl Keeper {
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
-        let mut observed = Observed::default();
-        let mut turn = 0u32;
-        loop {
-            if let Err(error) = self.beat(&mut observed, turn).await {
-                self.metrics.recover.beats_missed.increment(1);
-                tracing::debug!(error = crate::chain(&error), "no beat");
-            }
-            self.metrics.upkeep();
-            turn = turn.wrapping_add(1);
-            tokio::select! {
-                () = tokio::time::sleep(BEAT) => {}
-                () = crate::stopped(&mut stop) => return,
-            }
-        }
-    }
-
-    async fn beat(&self, observed: &mut Observed, turn: u32) -> Result<(), Error> {
-        let (_, mut beats) = self.store.beat(self.me, self.roles).await?;
-        if turn.is_multiple_of(OWNERS_EVERY) {
-            // An owner without a row was declared dead once and has come back, or was removed by hand.
-            for owner in self.store.owners_of_unsent().await? {
-                if !beats.iter().any(|(id, _)| *id == owner) {
-                    beats.push((owner, -1));
+        let Keeper { mut link, store, stream, me, roles, dead_after_beats, metrics } = self;
+        let shared = Mutex::new(Shared::default());
+        let mut chores_stop = stop.clone();
+        let beats = async {
+            let mut observed = Observed::default();
+            loop {
+                match link.beat(me, roles).await {
+                    Ok(mut beats) => {
+                        let mut shared = lock(&shared);
+                        add_rowless(&mut beats, &shared.owners);
+                        shared.dead = observed.note(&beats, me, dead_after_beats).into_iter().collect();
+                    }
+                    Err(error) => {
+                        metrics.recover.beats_missed.increment(1);
+                        tracing::debug!(error = crate::chain(&error), "no beat");
+                    }
+                }
+                metrics.upkeep();
+                if !next(&mut stop).await {
+                    return;
                 }
             }
-            self.leftovers().await?;
+        };
+        let mut chores =
+            Chores { store: &store, stream: &stream, me, metrics: &metrics, unsent: HashSet::new() };
+        let chores = async {
+            let mut turn = 0u32;
+            loop {
+                if let Err(error) = chores.round(&shared, turn).await {
+                    tracing::debug!(error = crate::chain(&error), "chores wait for Postgres");
+                }
+                turn = turn.wrapping_add(1);
+                if !next(&mut chores_stop).await {
+                    return;
+                }
+            }
+        };
+        tokio::join!(beats, chores);
+    }
+}
+
+/// Owners without a row were declared dead once, or removed by hand. They stand still until they beat again.
+fn add_rowless(beats: &mut Vec<(i64, i64)>, owners: &[i64]) {
+    for owner in owners {
+        if !beats.iter().any(|(id, _)| id == owner) {
+            beats.push((*owner, -1));
         }
+    }
+}
+
+struct Chores<'a> {
+    store: &'a Store,
+    stream: &'a stream::Handle,
+    me: i64,
+    metrics: &'a Metrics,
+    /// Own batches that the last look found neither on their way nor marked.
+    unsent: HashSet<i64>,
+}
+
+impl Chores<'_> {
+    async fn round(&mut self, shared: &Mutex<Shared>, turn: u32) -> Result<(), Error> {
         if turn.is_multiple_of(PARTITIONS_EVERY) {
-            let made = self.store.make_partitions().await?;
-            if made > 0 {
-                tracing::info!(made, "partitions made");
+            match self.store.make_partitions().await {
+                Ok(made) if made > 0 => tracing::info!(made, "partitions made"),
+                Ok(_) => {}
+                // There are several ahead, so this is no hurry, but somebody should know.
+                Err(error) => tracing::warn!(error = crate::chain(&error), "partitions not made"),
             }
         }
-        for dead in observed.note(&beats, self.me, self.dead_after_beats) {
-            self.take_over(dead).await?;
+        if turn.is_multiple_of(OWNERS_EVERY) {
+            let owners = self.store.owners_of_unsent().await?;
+            lock(shared).owners = owners;
+            self.leftovers().await?;
+        }
+        let dead: Vec<i64> = lock(shared).dead.iter().copied().collect();
+        for instance in dead {
+            self.take_over(instance).await?;
         }
         Ok(())
     }
 
+    /// One page a round: more would only wait in memory.
     async fn take_over(&self, dead: i64) -> Result<(), Error> {
-        loop {
-            // Committed before any Redis call: no transaction is ever open across one.
-            let spans = self.store.take_over(dead, self.me, PAGE).await?;
-            if spans.is_empty() {
-                return self.store.leave(dead).await;
-            }
-            tracing::info!(instance = dead, batches = spans.len(), "batches of a dead instance taken over");
-            self.metrics.recover.taken_over.increment(spans.len() as u64);
-            for span in spans {
-                self.stream.send(span, true);
-            }
+        // Committed before any Redis call: no transaction is ever open across one.
+        let spans = self.store.take_over(dead, self.me, PAGE).await?;
+        if spans.is_empty() {
+            return self.store.leave(dead).await;
         }
+        tracing::info!(instance = dead, batches = spans.len(), "batches of a dead instance taken over");
+        self.metrics.recover.taken_over.increment(spans.len() as u64);
+        for span in spans {
+            // One that does not fit is ours by now, and a leftover later.
+            self.stream.send(span, true);
+        }
+        Ok(())
     }
 
-    /// Own batches that are neither on their way nor marked: a commit whose answer never came, or one that
-    /// did not fit into memory.
-    async fn leftovers(&self) -> Result<(), Error> {
+    /// Own batches that are neither on their way nor marked: a commit whose answer never came, or one that did not
+    /// fit into memory. Seen twice, because a mark may be committed between our query and our look.
+    async fn leftovers(&mut self) -> Result<(), Error> {
         let mut after = EventId(0);
+        let mut seen = HashSet::new();
         loop {
             let spans = self.store.unsent_batches(self.me, LEFTOVER_MS, after, PAGE).await?;
-            let Some(last) = spans.last() else { return Ok(()) };
+            let Some(last) = spans.last() else { break };
             after = last.first;
-            for span in spans {
-                if !self.stream.knows(span) {
+            for span in spans.into_iter().filter(|span| !self.stream.knows(*span)) {
+                if !self.unsent.contains(&span.first.0) {
+                    seen.insert(span.first.0);
+                } else if self.stream.send(span, true) {
                     self.metrics.recover.leftovers.increment(1);
-                    self.stream.send(span, true);
+                } else {
+                    // No room: the rest waits in Postgres, and is looked at again.
+                    return Ok(());
                 }
             }
         }
+        self.unsent = seen;
+        Ok(())
     }
 }
 
@@ -151,5 +228,16 @@ mod tests {
         }
         assert!(observed.note(&[(1, 0), (3, 8)], 1, 10).is_empty());
         assert_eq!(observed.others.len(), 1);
+    }
+
+    #[test]
+    fn an_owner_without_a_row_is_found_dead_too() {
+        let mut observed = Observed::default();
+        let found = (0..10).map(|turn| {
+            let mut beats = vec![(1, turn), (2, turn)];
+            add_rowless(&mut beats, &[2, 9]);
+            observed.note(&beats, 1, 10)
+        });
+        assert_eq!(found.last(), Some(vec![9]));
     }
 }

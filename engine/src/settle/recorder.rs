@@ -146,13 +146,15 @@ impl<P> Recorder<P> {
 
     /// Step two, all at once or not at all. Lost, it is made up for by claims and the feeder.
     async fn tell_redis(&mut self, records: &[Record], done: &[Arc<Open>]) {
-        let (later, gone) = due_updates(records, self.horizon);
-        if later.is_empty() && gone.is_empty() && done.is_empty() {
+        let updates = DueUpdates::of(records, self.horizon);
+        if updates.is_empty() && done.is_empty() {
             return;
         }
         let mut pipe = redis::pipe();
         pipe.atomic();
-        stream::due::update(&mut pipe, &self.keys, self.due_max, &later, &gone);
+        stream::due::schedule(&mut pipe, &self.keys, self.due_max, &updates.new, false);
+        stream::due::schedule(&mut pipe, &self.keys, self.due_max, &updates.moved, true);
+        stream::due::forget(&mut pipe, &self.keys, &updates.gone);
         let ids: Vec<String> = done.iter().map(|open| open.id.clone()).collect();
         stream::consumer::ack(&mut pipe, &self.keys, &ids);
         match pipe.query_async::<()>(&mut self.redis).await {
@@ -181,8 +183,9 @@ fn merge(records: impl Iterator<Item = Record>) -> Vec<Record> {
                 if let (Some(before), Some(later)) = (&earlier.later, &mut record.later) {
                     later.existing &= before.existing;
                 }
-                // A hold that comes in after the outcome says nothing new.
-                if record.attempt.is_some() || earlier.attempt.is_none() {
+                // A hold that comes in after the outcome says nothing new, and nothing undoes a final one.
+                let ended = earlier.attempt.is_some() && earlier.later.is_none();
+                if !ended && (record.attempt.is_some() || earlier.attempt.is_none()) {
                     *earlier = record;
                 }
             }
@@ -191,21 +194,38 @@ fn merge(records: impl Iterator<Item = Record>) -> Vec<Record> {
     merged
 }
 
-/// What `due` has to learn: members with a new time, and members that are gone from the near window.
-fn due_updates(records: &[Record], horizon: Duration) -> (Vec<(Key, i64)>, Vec<Key>) {
-    let horizon_ms = i64::try_from(horizon.as_millis()).unwrap_or(i64::MAX);
-    let (mut later, mut gone) = (Vec::new(), Vec::new());
-    for record in records {
-        let key = (record.event, record.webhook);
-        match &record.later {
-            Some(l) if l.delay_ms <= horizon_ms => later.push((key, l.delay_ms)),
-            // Not in due at all unless it was leased from there.
-            Some(l) if !l.existing => {}
-            None if !record.was_scheduled => {}
-            _ => gone.push(key),
+/// What `due` has to learn.
+#[derive(Debug, Default)]
+struct DueUpdates {
+    /// Members that enter the near window.
+    new: Vec<(Key, i64)>,
+    /// Members that we lease and that get another time.
+    moved: Vec<(Key, i64)>,
+    gone: Vec<Key>,
+}
+
+impl DueUpdates {
+    fn of(records: &[Record], horizon: Duration) -> DueUpdates {
+        let horizon_ms = i64::try_from(horizon.as_millis()).unwrap_or(i64::MAX);
+        let mut updates = DueUpdates::default();
+        for record in records {
+            let key = (record.event, record.webhook);
+            match &record.later {
+                Some(later) if later.delay_ms <= horizon_ms && record.was_scheduled => {
+                    updates.moved.push((key, later.delay_ms));
+                }
+                Some(later) if later.delay_ms <= horizon_ms => updates.new.push((key, later.delay_ms)),
+                _ if record.was_scheduled => updates.gone.push(key),
+                // Never was in due, and is not to be.
+                _ => {}
+            }
         }
+        updates
     }
-    (later, gone)
+
+    fn is_empty(&self) -> bool {
+        self.new.is_empty() && self.moved.is_empty() && self.gone.is_empty()
+    }
 }
 
 #[cfg(test)]
@@ -263,9 +283,12 @@ mod tests {
             record(2, Some(Status::Failed), Some((100_000, false))),
             record(3, Some(Status::Failed), Some((100_000, true))),
             record(4, Some(Status::Success), None),
+            record(5, Some(Status::Failed), Some((300, true))),
         ];
-        let (later, gone) = due_updates(&records, horizon);
-        assert_eq!(later, [((EventId(1), WebhookId(1)), 200)]);
-        assert_eq!(gone, [(EventId(3), WebhookId(1))]);
+        let updates = DueUpdates::of(&records, horizon);
+        let key = |event| (EventId(event), WebhookId(1));
+        assert_eq!(updates.new, [(key(1), 200)]);
+        assert_eq!(updates.moved, [(key(5), 300)]);
+        assert_eq!(updates.gone, [key(3)]);
     }
 }

@@ -25,15 +25,16 @@ fn ranges(spans: &[Span]) -> (Vec<i64>, Vec<i64>) {
 }
 
 /// Any number will do that no other lock of ours uses; this one reads "EvSw" in ASCII.
-const SWEEP_LOCK: i64 = 0x4576_5377;
+const SWEEP_LOCK: i32 = 0x4576_5377;
 
 impl Link {
     /// Takes the lock of the sweep, which lasts as long as this connection. False when another process
     /// has it.
     pub async fn try_sweep_lock(&mut self) -> Result<bool, Error> {
+        // By schema too: deployments may share a database.
         let sql = "SELECT CASE WHEN EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted
-                       AND pid = pg_backend_pid() AND objid::bigint = $1::bigint) THEN true
-                       ELSE pg_try_advisory_lock($1) END";
+                       AND pid = pg_backend_pid() AND classid::bigint = $1::int) THEN true
+                       ELSE pg_try_advisory_lock($1::int, hashtext(current_schema())) END";
         let rows = self.query(sql, &[&SWEEP_LOCK]).await?;
         Ok(rows.first().is_some_and(|row| row.get(0)))
     }

@@ -137,7 +137,7 @@ impl Link {
 }
 
 /// Payload bytes after which a page of events ends.
-pub const PAGE_BYTES: i64 = 8 << 20;
+pub const PAGE_BYTES: i64 = 1 << 20;
 
 const RANGES: &str = "SELECT e.id, e.account_id, e.type, e.payload, e.created_at
     FROM unnest($1::bigint[], $2::bigint[]) AS r (first, last)

@@ -45,10 +45,11 @@ impl Link {
             Err(Error::Statement(error)) => error.code().is_none() || error.is_closed(),
             Err(_) => true,
         };
-        // 25006: the server became a standby, and this connection would stay on it for ever.
-        let demoted =
-            matches!(&outcome, Err(Error::Statement(e)) if e.code().is_some_and(|c| c.code() == "25006"));
-        if broken || demoted {
+        // 25006: the server became a standby, and this connection would stay on it for ever. 26000 and 0A000: the
+        // prepared statement is gone or its plan may not change, and would fail as often as it is used.
+        let useless = matches!(&outcome, Err(Error::Statement(e))
+            if e.code().is_some_and(|c| ["25006", "26000", "0A000"].contains(&c.code())));
+        if broken || useless {
             self.live = None;
         }
         outcome

@@ -67,6 +67,22 @@ impl Due {
         Ok(members.iter().filter_map(|m| parse(m)).collect())
     }
 
+    /// Gives leased members back at once.
+    pub async fn release(&mut self, keys: &[Key]) -> Result<(), Error> {
+        let now: Vec<(Key, i64)> = keys.iter().map(|key| (*key, 0)).collect();
+        self.postpone(&now).await
+    }
+
+    /// Gives leased members back for later.
+    pub async fn postpone(&mut self, members: &[(Key, i64)]) -> Result<(), Error> {
+        if members.is_empty() {
+            return Ok(());
+        }
+        let mut pipe = redis::pipe();
+        schedule(&mut pipe, &self.keys, self.max, members, true);
+        Ok(pipe.query_async::<()>(&mut self.connection).await?)
+    }
+
     /// Forgets members nothing is owed for.
     pub async fn remove(&mut self, keys: &[Key]) -> Result<(), Error> {
         let members: Vec<String> = keys.iter().copied().map(member).collect();
@@ -80,16 +96,22 @@ impl Due {
     }
 }
 
-/// Adds to `pipe` that members' times are now these, and that others are gone.
-pub fn update(pipe: &mut Pipeline, keys: &Keys, max: usize, later: &[(Key, i64)], gone: &[Key]) {
+/// Adds to `pipe` that members' times are now these. With `ours` the members are leased by us and move; without it
+/// they are new, and if one is there all the same, somebody fed and perhaps leased it meanwhile, and it stays.
+pub fn schedule(pipe: &mut Pipeline, keys: &Keys, max: usize, later: &[(Key, i64)], ours: bool) {
+    let flag = if ours { "CH" } else { "NX" };
     for chunk in later.chunks(ADD_MAX) {
         // EVAL with the text: inside MULTI there is no second chance after NOSCRIPT.
-        let command = pipe.cmd("EVAL").arg(SCHEDULE).arg(1).arg(&keys.due).arg(max).arg("CH");
+        let command = pipe.cmd("EVAL").arg(SCHEDULE).arg(1).arg(&keys.due).arg(max).arg(flag);
         for (key, delay_ms) in chunk {
             command.arg(member(*key)).arg(*delay_ms);
         }
         command.ignore();
     }
+}
+
+/// Adds to `pipe` that members are gone.
+pub fn forget(pipe: &mut Pipeline, keys: &Keys, gone: &[Key]) {
     if !gone.is_empty() {
         let members: Vec<String> = gone.iter().copied().map(member).collect();
         pipe.cmd("ZREM").arg(&keys.due).arg(members).ignore();

@@ -49,27 +49,24 @@ struct Shared {
 }
 
 impl Handle {
-    /// Puts a batch on its way. `check` says that it may be in the stream already. Past the bound the batch
+    /// Puts a batch on its way. `check` says that it may be in the stream already. False past the bound: the batch
     /// stays in Postgres, to be found there as a leftover.
-    pub fn send(&self, span: Span, check: bool) {
+    pub fn send(&self, span: Span, check: bool) -> bool {
         if !lock(&self.shared.known).insert(span.first.0) {
-            return;
+            return true;
         }
-        if self.sender.try_send(Outgoing { span, check, since: Instant::now() }).is_err() {
+        let taken = self.sender.try_send(Outgoing { span, check, since: Instant::now() }).is_ok();
+        if !taken {
             lock(&self.shared.known).remove(&span.first.0);
             self.shared.metrics.stream.spilled.increment(1);
         }
         self.shared.metrics.stream.unsent.set((self.sender.max_capacity() - self.sender.capacity()) as f64);
+        taken
     }
 
     /// Whether a batch is on its way or waits for its mark only.
     pub fn knows(&self, span: Span) -> bool {
         lock(&self.shared.known).contains(&span.first.0)
-    }
-
-    /// Whether anything is still on its way.
-    pub fn is_idle(&self) -> bool {
-        lock(&self.shared.known).is_empty()
     }
 
     /// Takes up to `max` marks that a commit is to carry. They come back by [`marked`](Handle::marked) or

@@ -246,3 +246,38 @@ async fn the_sweep_schedules_what_is_missing() {
     gateway.stop().await;
     dispatcher.stop().await;
 }
+
+/// A retry leased by a dispatcher that had not yet heard of its webhook was once recorded as dead: the account was in
+/// its cache, and the webhook was not.
+#[tokio::test]
+async fn a_retry_of_a_webhook_just_registered_is_delivered() {
+    let app = App::start("stale").await;
+    let receiver = Receiver::start().await;
+    let account = app.register(&receiver.url("/old")).await;
+    let event = app.send(&account.key, "t", json!(1)).await;
+    all_arrive(&receiver, &HashSet::from([event])).await;
+    let db = postgres(&app.database).await;
+    let engine: String = db.query_one("SELECT id FROM engine_state", &[]).await.unwrap().get(0);
+    let client = redis::Client::open(eventpulse_testkit::stack().redis_url()).unwrap();
+    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    for round in 0..10 {
+        let body = json!({ "name": "new", "url": receiver.url(&format!("/{round}")) });
+        let request =
+            app.client.post(app.url("/register-webhook")).header("x-api-key", &account.key).json(&body);
+        let made: serde_json::Value = request.send().await.unwrap().json().await.unwrap();
+        let webhook = made["webhook"]["id"].as_i64().unwrap();
+        let sql = "INSERT INTO scheduled (event_id, webhook_id, round, attempt, next_at, expires_at, reason)
+                   VALUES ($1, $2, 1, 1, now(), now() + interval '1 hour', 'parked')";
+        db.execute(sql, &[&event, &webhook]).await.unwrap();
+        let key = format!("eventpulse:{engine}:{{0}}:due");
+        let member = format!("{event}:{webhook}");
+        let () = redis::cmd("ZADD").arg(&key).arg(1).arg(&member).query_async(&mut redis).await.unwrap();
+    }
+    eventually("all rounds arrive", PATIENCE, async || {
+        let got = receiver.requests().iter().map(|r| r.path.clone()).collect::<HashSet<_>>().len();
+        if got == 11 { Ok(()) } else { Err(format!("{got} of 11 paths")) }
+    })
+    .await;
+    assert_eq!(count(&db, "SELECT count(*) FROM dlq_entries").await, 0);
+    app.stop().await;
+}
