@@ -14,6 +14,9 @@ use eventpulse::{
 /// Of sysexits(3): the command was used wrongly, here by its configuration.
 const EX_USAGE: u8 = 64;
 
+/// Longest drain: below the 40 s that the compose file and the README ask supervisors to allow.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(35);
+
 /// A webhook engine: events in by HTTP, committed to Postgres, delivered signed, retried, never lost.
 #[derive(Parser)]
 #[command(name = "eventpulse", version)]
@@ -205,8 +208,20 @@ async fn serve(config: Config, roles: Roles, migrate: bool) -> Result<(), Failur
         "ready"
     );
     tokio::select! {
-        () = &mut term => Ok(engine.shutdown().await?),
+        () = &mut term => shutdown(engine).await,
         error = engine.ended() => Err(error.into()),
+    }
+}
+
+/// Drains, and ends all the same when Postgres or Redis hang: what was accepted is committed, and what is in hand is
+/// pending or leased, so another process takes over what this one leaves.
+async fn shutdown(engine: Engine) -> Result<(), Failure> {
+    match tokio::time::timeout(SHUTDOWN_MAX, engine.shutdown()).await {
+        Ok(outcome) => Ok(outcome?),
+        Err(_) => Err(Failure::Other(format!(
+            "not drained within {} s; ended all the same",
+            SHUTDOWN_MAX.as_secs()
+        ))),
     }
 }
 

@@ -99,6 +99,7 @@ catalogue! {
         in_flight: Gauge "eventpulse_deliver_in_flight" "Requests in flight.";
         seconds: Histogram "eventpulse_deliver_seconds" "Time of one attempt.";
         opened: Counter "eventpulse_deliver_connections_opened_total" "Connections opened to endpoints.";
+        out_of_files: Counter "eventpulse_deliver_out_of_files_total" "Deliveries put off because this process had no file descriptors left.";
         blocked: Counter "eventpulse_deliver_targets_blocked_total" "Connections refused because the address may not be called.";
     }
     Settle "The recorder." {

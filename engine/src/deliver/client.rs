@@ -29,6 +29,10 @@ use crate::{config, metrics::Metrics};
 /// Idle connections to one host. More than a lane has in flight would never be used.
 const IDLE_PER_HOST: usize = 128;
 
+/// Bytes of a reply's head. hyper goes through what it has read without a pause, so a flood of interim replies holds the
+/// thread for as long as this takes.
+const HEAD_BYTES_MAX: usize = 32 << 10;
+
 /// Sends requests and reads replies, within the time and the bytes that the settings allow.
 #[derive(Clone)]
 pub struct Client {
@@ -54,6 +58,7 @@ impl Client {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(settings.idle)
             .pool_max_idle_per_host(IDLE_PER_HOST)
+            .http1_max_buf_size(HEAD_BYTES_MAX)
             // Only what never reached the connection is sent again; hyper gives such a request back whole.
             .retry_canceled_requests(true)
             .build(connector);
@@ -92,6 +97,8 @@ impl Client {
         while body.len() < self.reply_bytes_max
             && let Ok(Some(Ok(frame))) = tokio::time::timeout_at(deadline, incoming.frame()).await
         {
+            // A peer that always has more ready must not keep this thread from everybody else.
+            tokio::task::consume_budget().await;
             if let Some(data) = frame.data_ref() {
                 let room = self.reply_bytes_max - body.len();
                 body.extend_from_slice(&data[..data.len().min(room)]);
@@ -117,6 +124,7 @@ fn failure(error: legacy::Error) -> Failure {
             return match refused {
                 Refused::Dns(error) => Failure::Dns(io::Error::new(error.kind(), error.to_string())),
                 Refused::Blocked => Failure::Blocked,
+                Refused::Connect(error) if is_out_of_files(error) => Failure::OutOfFiles,
                 Refused::Connect(error) => {
                     Failure::Connect(io::Error::new(error.kind(), error.to_string()).into())
                 }
@@ -126,6 +134,13 @@ fn failure(error: legacy::Error) -> Failure {
         cause = error.source();
     }
     if error.is_connect() { Failure::Connect(error.into()) } else { Failure::Broken(error.into()) }
+}
+
+/// EMFILE and ENFILE: the fault is ours, not the endpoint's.
+fn is_out_of_files(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let ours = [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|code| ours.contains(&code))
 }
 
 /// Why no connection was made.

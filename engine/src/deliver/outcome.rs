@@ -31,6 +31,8 @@ pub enum Failure {
     Blocked,
     #[error("no connection could be made")]
     Connect(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("this process has no file descriptors left")]
+    OutOfFiles,
     #[error("no reply in time")]
     TimedOut,
     #[error("the connection broke before the reply")]
@@ -43,6 +45,7 @@ impl Failure {
             Failure::Dns(_) => "dns",
             Failure::Blocked => "target_blocked",
             Failure::Connect(_) => "connect",
+            Failure::OutOfFiles => "out_of_files",
             Failure::TimedOut => "timeout",
             Failure::Broken(_) => "connection_lost",
         }
@@ -58,6 +61,8 @@ pub enum Verdict {
         attempt: Attempt,
         after: Option<Duration>,
     },
+    /// Nothing was sent, and not for a fault of the endpoint: it costs no attempt.
+    Unsent,
     /// The endpoint is gone for good (410): its webhook is disabled.
     Gone(Attempt),
 }
@@ -81,6 +86,7 @@ pub fn judge(call: Call, kept: Kept) -> Verdict {
     };
     let reply = match call.result {
         Ok(reply) => reply,
+        Err(Failure::OutOfFiles) => return Verdict::Unsent,
         Err(failure) => {
             let text = clean(crate::chain(&failure).as_bytes(), 500);
             return Verdict::Retry {
@@ -179,6 +185,12 @@ mod tests {
                 matches!(judge(call, KEPT), Verdict::Retry { attempt, .. } if attempt.reason_code == code && attempt.error.is_some())
             );
         }
+    }
+
+    #[test]
+    fn what_could_not_be_sent_for_our_own_fault_is_no_attempt() {
+        let call = Call { result: Err(Failure::OutOfFiles), took: Duration::ZERO };
+        assert!(matches!(judge(call, KEPT), Verdict::Unsent));
     }
 
     #[test]

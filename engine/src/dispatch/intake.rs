@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Context, Delivery, Permit, registry::Webhooks, work};
+use super::{Context, Delivery, Permit, budget::Share, registry::Webhooks, work};
 use crate::{
     ingest::Ring,
     model::{AccountId, Batch, Event, Key, Span, Try},
@@ -182,14 +182,17 @@ impl Intake {
         context.metrics.dispatch.orphans.increment(missing as u64);
         let mut unmatched = 0;
         for event in batch.events {
-            let mut matched = false;
+            let (mut matched, mut bytes) = (false, None);
             let webhooks = accounts.get(&event.account).map_or(&[][..], |w| w.as_slice());
             for target in webhooks.iter().filter(|t| t.webhook.eligible(&event.kind, entry.span.version)) {
                 matched = true;
                 if settled.contains(&(event.id, target.webhook.id)) {
                     continue;
                 }
-                let Some(permit) = self.permit(&event, stop).await else { return false };
+                let lane = context.lanes.of(target.webhook.id);
+                let Some(permit) = self.permit(&event, &mut bytes, lane.is_busy(), stop).await else {
+                    return false;
+                };
                 open.add();
                 let delivery = Delivery {
                     event: event.clone(),
@@ -201,7 +204,12 @@ impl Intake {
                     term,
                     permit,
                 };
-                work::admit(context, delivery).await;
+                if delivery.permit.is_some() {
+                    work::admit(context, delivery).await;
+                } else {
+                    context.metrics.lane.parked_full.increment(1);
+                    work::park(context, delivery, lane.park(), "parked").await;
+                }
             }
             unmatched += u64::from(!matched);
         }
@@ -210,16 +218,38 @@ impl Intake {
         true
     }
 
-    async fn permit(&self, event: &Event, stop: &mut watch::Receiver<bool>) -> Option<Permit> {
+    /// A permit, and none for a busy lane when only the reserve is left. An idle lane waits; the outer none says
+    /// that the wait was ended by a stop.
+    async fn permit(
+        &self,
+        event: &Event,
+        bytes: &mut Option<Arc<Share>>,
+        busy: bool,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Option<Option<Permit>> {
         let budget = &self.context.first_budget;
-        if let Some(permit) = budget.try_acquire(event.payload.len()) {
-            return Some(permit);
+        let size = event.payload.len();
+        if bytes.is_none() {
+            *bytes = budget.try_bytes(size, busy);
+        }
+        if let Some(permit) = bytes.as_ref().and_then(|bytes| budget.try_permit(bytes, busy)) {
+            return Some(Some(permit));
         }
         self.context.metrics.dispatch.held_full.increment(1);
+        if busy {
+            return Some(None);
+        }
+        let wait = async {
+            let bytes = match bytes {
+                Some(bytes) => bytes.clone(),
+                slot => slot.insert(budget.bytes(size).await).clone(),
+            };
+            budget.permit(&bytes).await
+        };
         tokio::select! {
             biased;
             () = crate::stopped(stop) => None,
-            permit = budget.acquire(event.payload.len()) => Some(permit),
+            permit = wait => Some(Some(permit)),
         }
     }
 }

@@ -64,7 +64,8 @@ struct Delivery {
     leased_until: Option<Instant>,
     /// The fence's term when it was taken in hand.
     term: u64,
-    permit: Permit,
+    /// None for one that is to be parked at once.
+    permit: Option<Permit>,
 }
 
 /// What all tasks of a dispatcher share.

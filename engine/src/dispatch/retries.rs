@@ -15,6 +15,9 @@ use crate::{
 /// Pause when nothing was due. It bounds how late a retry is.
 const IDLE: Duration = Duration::from_millis(50);
 
+/// Shortest time that a retry without room is left alone.
+const CROWDED: Duration = Duration::from_millis(500);
+
 /// Pause when something was: Redis has others to serve between two script calls.
 const BUSY: Duration = Duration::from_millis(1);
 
@@ -62,15 +65,22 @@ async fn round(context: &Arc<Context>, due: &mut Due) -> Result<usize, Failure> 
         }
     };
     let mut rows = owed.into_iter();
+    let mut crowded = Vec::new();
     while let Some(row) = rows.next() {
         let key = row.key;
-        if let Err(error) = take(context, row, until, term).await {
-            // Those before it are in their lanes already.
-            let left: Vec<Key> = std::iter::once(key).chain(rows.map(|row| row.key)).collect();
-            due.release(&left).await?;
-            return Err(error);
+        match take(context, row, until, term).await {
+            Ok(None) => {}
+            Ok(Some(wait)) => crowded.push((key, i64::try_from(wait.as_millis())?)),
+            Err(error) => {
+                // Those before it are in their lanes already.
+                let left: Vec<Key> = std::iter::once(key).chain(rows.map(|row| row.key)).collect();
+                due.release(&left).await?;
+                return Err(error);
+            }
         }
     }
+    // Nobody waits here for room: that would make everybody's retries wait behind one lane.
+    due.postpone(&crowded).await?;
     Ok(keys.len())
 }
 
@@ -81,9 +91,7 @@ async fn look_up(context: &Context, due: &mut Due, keys: &[Key]) -> Result<Vec<O
     // The row was moved on while its member was not: the row is right.
     let early: Vec<(Key, i64)> =
         owed.extract_if(.., |row| row.due_in_ms > 1000).map(|row| (row.key, row.due_in_ms)).collect();
-    if !early.is_empty() {
-        due.postpone(&early).await?;
-    }
+    due.postpone(&early).await?;
     Ok(owed)
 }
 
@@ -104,8 +112,14 @@ async fn forget_stale(context: &Context, due: &mut Due, keys: &[Key], owed: &[Ow
     Ok(())
 }
 
-async fn take(context: &Arc<Context>, row: Owed, until: Instant, term: u64) -> Result<(), Failure> {
-    let Some(event) = row.event else { return Ok(()) };
+/// Hands a delivery to its lane. When there is no room for it, says for how long to leave it.
+async fn take(
+    context: &Arc<Context>,
+    row: Owed,
+    until: Instant,
+    term: u64,
+) -> Result<Option<Duration>, Failure> {
+    let Some(event) = row.event else { return Ok(None) };
     let mut found = context.registry.webhook(event.account, row.key.1).await?;
     if found.is_none() {
         // What we know of the account may be older than the row.
@@ -114,10 +128,9 @@ async fn take(context: &Arc<Context>, row: Owed, until: Instant, term: u64) -> R
     }
     let Some(target) = found else {
         work::webhook_gone(context, event.account, row.key, row.tried).await;
-        return Ok(());
+        return Ok(None);
     };
-    let permit = context.retry_budget.acquire(event.payload.len()).await;
-    let delivery = Delivery {
+    let mut delivery = Delivery {
         event,
         target,
         tried: row.tried,
@@ -125,7 +138,7 @@ async fn take(context: &Arc<Context>, row: Owed, until: Instant, term: u64) -> R
         entry: None,
         leased_until: Some(until),
         term,
-        permit,
+        permit: None,
     };
     if row.expired {
         context.metrics.retry.expired.increment(1);
@@ -136,8 +149,15 @@ async fn take(context: &Arc<Context>, row: Owed, until: Instant, term: u64) -> R
             "its time was up before an attempt could be made",
         )
         .await;
-    } else {
-        work::admit(context, delivery).await;
+        return Ok(None);
     }
-    Ok(())
+    let lane = context.lanes.of(delivery.target.webhook.id);
+    let (budget, busy) = (&context.retry_budget, lane.is_busy());
+    let bytes = budget.try_bytes(delivery.event.payload.len(), busy);
+    delivery.permit = bytes.and_then(|bytes| budget.try_permit(&bytes, busy));
+    if delivery.permit.is_none() {
+        return Ok(Some(lane.park().max(CROWDED)));
+    }
+    work::admit(context, delivery).await;
+    Ok(None)
 }

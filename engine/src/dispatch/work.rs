@@ -22,6 +22,9 @@ use crate::{
 /// How long a paused webhook's delivery rests before it is looked at again.
 const PAUSED: Duration = Duration::from_secs(60);
 
+/// How long a delivery rests when this process has no file descriptors left.
+const OUT_OF_FILES: Duration = Duration::from_secs(2);
+
 /// Beyond a request's time-out, before its lease or its hold is over.
 pub(super) const MARGIN: Duration = Duration::from_secs(30);
 
@@ -89,11 +92,15 @@ async fn deliver(context: &Arc<Context>, mut delivery: Delivery) {
         }
     };
     let verdict = outcome::judge(done, context.kept);
+    if matches!(verdict, Verdict::Unsent) {
+        context.metrics.deliver.out_of_files.increment(1);
+        return park(context, delivery, OUT_OF_FILES, "out_of_files").await;
+    }
     let disabled = matches!(verdict, Verdict::Gone(_)) && disable(context, &delivery).await;
     let record = record(context, &delivery, verdict, disabled);
     context
         .recorder
-        .settle(Item { record: Some(record), entry: delivery.entry, permit: Some(delivery.permit) })
+        .settle(Item { record: Some(record), entry: delivery.entry, permit: delivery.permit })
         .await;
 }
 
@@ -122,7 +129,7 @@ pub(super) async fn park(context: &Context, delivery: Delivery, wait: Duration, 
     record.later = Some(later(context, &delivery, delivery.tried.attempt, wait, reason));
     context
         .recorder
-        .settle(Item { record: Some(record), entry: delivery.entry, permit: Some(delivery.permit) })
+        .settle(Item { record: Some(record), entry: delivery.entry, permit: delivery.permit })
         .await;
 }
 
@@ -134,7 +141,7 @@ pub(super) async fn dead_without_call(
     reason: &str,
 ) {
     let record = buried(blank(&delivery), code, reason);
-    let item = Item { record: Some(record), entry: delivery.entry, permit: Some(delivery.permit) };
+    let item = Item { record: Some(record), entry: delivery.entry, permit: delivery.permit };
     context.recorder.settle(item).await;
 }
 
@@ -207,6 +214,8 @@ fn record(context: &Context, delivery: &Delivery, verdict: Verdict, disabled: bo
             deliver.delivered.increment(1);
             attempt
         }
+        // Parked before it comes to a record.
+        Verdict::Unsent => return record,
         Verdict::Gone(attempt) => {
             deliver.dead.increment(1);
             let and = if disabled { "; the webhook was disabled" } else { "" };

@@ -50,12 +50,11 @@ impl Server {
             .timer(TokioTimer::new())
             .header_read_timeout(self.settings.header_timeout)
             // A client that ends its side after the request still waits for the answer.
-            .half_close(true)
-            .pipeline_flush(true);
+            .half_close(true);
         builder
             .http2()
             .timer(TokioTimer::new())
-            .max_concurrent_streams(64)
+            .max_concurrent_streams(32)
             .keep_alive_interval(Some(self.settings.header_timeout / 2));
         let slots = Arc::new(Semaphore::new(self.settings.connections_max));
         let graceful = GracefulShutdown::new();

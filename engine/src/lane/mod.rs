@@ -79,6 +79,19 @@ impl<T> Lane<T> {
         }
     }
 
+    /// Whether it has work in hand.
+    pub fn is_busy(&self) -> bool {
+        let inner = lock(&self.inner);
+        inner.in_flight > 0 || !inner.queue.is_empty()
+    }
+
+    /// For how long to park a delivery that there is no room for elsewhere.
+    pub fn park(&self) -> Duration {
+        let mut inner = lock(&self.inner);
+        let queued = inner.queue.len();
+        inner.pace.park(queued, Instant::now())
+    }
+
     /// Takes a delivery in, or says that it does not fit.
     pub fn admit(&self, item: T, kind: Kind) -> Admission<T> {
         let now = Instant::now();

@@ -354,3 +354,33 @@ async fn one_delivery_never_splits_into_two_chains() {
     assert!(requests.len() <= 5, "{} calls for a schedule of 4 attempts", requests.len());
     app.stop().await;
 }
+
+/// Bytes of what is held were once shared by all: a few large events to endpoints that hang stopped every other
+/// delivery of the process until they timed out.
+#[tokio::test]
+async fn large_events_to_endpoints_that_hang_leave_room_for_others() {
+    let app = App::with("bytes-held", |c| {
+        c.http.body_bytes_max = 64 << 10;
+        c.dispatch.held_bytes_max = 512 << 10;
+        c.deliver.timeout = Duration::from_secs(20);
+    })
+    .await;
+    let receiver = Receiver::start().await;
+    receiver.script(|r| if r.path == "/hang" { Reply::hang() } else { Reply::ok() });
+    let (slow, fast) =
+        (app.register(&receiver.url("/hang")).await, app.register(&receiver.url("/fast")).await);
+    for n in 0..10 {
+        let body = json!({ "name": n.to_string(), "url": receiver.url("/hang") });
+        let request =
+            app.client.post(app.url("/register-webhook")).header("x-api-key", &slow.key).json(&body);
+        assert_eq!(request.send().await.unwrap().status(), 201);
+    }
+    for _ in 0..12 {
+        app.send(&slow.key, "t", json!("x".repeat(60_000))).await;
+    }
+    let id = app.send(&fast.key, "t", json!("x".repeat(60_000))).await;
+    attempts(&app, &fast, id, 1).await;
+    let db = postgres(&app.database).await;
+    let ended = count(&db, "SELECT count(*) FROM delivery_attempts").await;
+    assert_eq!(ended, 1, "the fast one was made before any of those that hang was over");
+}

@@ -698,3 +698,22 @@ async fn http2_works_with_prior_knowledge() {
     all_given_back(&mut app).await;
     app.stop().await;
 }
+
+/// The answer once waited for the read buffer to be empty. A client that ends its body with a line break, as old ones
+/// do and RFC 9112 2.2 asks to tolerate, got none before the connection timed out, though its event was committed.
+#[tokio::test]
+async fn what_follows_a_request_does_not_hold_its_answer_back() {
+    let app = App::start("stray").await;
+    let receiver = Receiver::start().await;
+    let account = app.register(&receiver.url("/")).await;
+    for (n, stray) in ["\r\n", "\n", "POST /send"].into_iter().enumerate() {
+        let mut wire = Wire::open(&app).await;
+        wire.send(event(&account.key, &numbered(n)) + stray).await;
+        accepted(&wire.answer().await, n);
+    }
+    // What is no request at all is told so, even if more follows it.
+    let mut wire = Wire::open(&app).await;
+    wire.send("NO SUCH THING\r\n\r\nand more\r\n\r\n").await;
+    assert_eq!(wire.answer().await.status, 400);
+    app.stop().await;
+}
