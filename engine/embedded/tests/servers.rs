@@ -169,30 +169,19 @@ fn a_failed_start_shows_the_end_of_the_log() {
     assert!(error.to_string().contains("no_such_setting"), "{error}");
 }
 
-const HOLDER_DIR: &str = "EVENTPULSE_TEST_HOLDER_DIR";
-
-/// Not a test: the process that is killed by the next one.
-#[test]
-#[ignore = "run by `a_killed_process_leaves_no_server` in a process of its own"]
-fn holder() {
-    let Some(dir) = env::var_os(HOLDER_DIR) else {
-        return;
-    };
-    let postgres = Postgres::start(Path::new(&dir)).expect("postgres");
-    let redis = Redis::start(Path::new(&dir)).expect("redis");
-    println!("\nholding {} {}", postgres.pid(), redis.pid());
-    thread::sleep(Duration::from_secs(600));
+/// The example `hold`, which `cargo test` builds beside the tests.
+fn holder() -> Command {
+    let own = env::current_exe().expect("own path");
+    let profile = own.ancestors().nth(2).expect("tests lie two folders below their profile");
+    let path = profile.join("examples/hold");
+    assert!(path.exists(), "{} is missing: `cargo test -p eventpulse-embedded` builds it", path.display());
+    Command::new(path)
 }
 
 #[test]
 fn a_killed_process_leaves_no_server() {
     let scratch = Scratch::new("orphans");
-    let mut holder = Command::new(env::current_exe().expect("own path"))
-        .args(["--exact", "holder", "--ignored", "--nocapture"])
-        .env(HOLDER_DIR, &scratch.0)
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("spawn");
+    let mut holder = holder().arg(&scratch.0).stdout(Stdio::piped()).spawn().expect("spawn");
     let stdout = BufReader::new(holder.stdout.take().expect("piped"));
     let pids: Vec<u32> = stdout
         .lines()

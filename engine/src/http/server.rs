@@ -54,7 +54,7 @@ impl Server {
         builder
             .http2()
             .timer(TokioTimer::new())
-            .max_concurrent_streams(32)
+            .max_concurrent_streams(100)
             .keep_alive_interval(Some(self.settings.header_timeout / 2));
         let slots = Arc::new(Semaphore::new(self.settings.connections_max));
         let graceful = GracefulShutdown::new();
