@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, fs, process, thread};
@@ -169,19 +169,14 @@ fn a_failed_start_shows_the_end_of_the_log() {
     assert!(error.to_string().contains("no_such_setting"), "{error}");
 }
 
-/// The example `hold`, which `cargo test` builds beside the tests.
-fn holder() -> Command {
-    let own = env::current_exe().expect("own path");
-    let profile = own.ancestors().nth(2).expect("tests lie two folders below their profile");
-    let path = profile.join("examples/hold");
-    assert!(path.exists(), "{} is missing: `cargo test -p eventpulse-embedded` builds it", path.display());
-    Command::new(path)
-}
-
 #[test]
 fn a_killed_process_leaves_no_server() {
     let scratch = Scratch::new("orphans");
-    let mut holder = holder().arg(&scratch.0).stdout(Stdio::piped()).spawn().expect("spawn");
+    let mut holder = Command::new(env!("CARGO_BIN_EXE_hold"))
+        .arg(&scratch.0)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("spawn");
     let stdout = BufReader::new(holder.stdout.take().expect("piped"));
     let pids: Vec<u32> = stdout
         .lines()
