@@ -183,7 +183,7 @@ async fn a_webhook_added_here_gets_what_is_sent_there_at_once() {
 async fn a_new_webhook_gets_nothing_that_came_before_it() {
     let app = App::with("before", |c| {
         swept_soon(c);
-        // The sweep is forced below, by taking every attempt away from it.
+        // Long enough for the webhook below to stand before the sweep asks who is owed what.
         c.recover.sweep_after = Duration::from_secs(3);
     })
     .await;
