@@ -7,6 +7,8 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY migrations migrations
 COPY engine engine
+COPY benches benches
+COPY loadtest loadtest
 
 # The caches keep downloaded crates and compiled dependencies from one build to the next. The program is copied out,
 # because a cache is no part of the image.

@@ -1,0 +1,1 @@
+//! What the benches share: seeded fixtures and servers of their own.

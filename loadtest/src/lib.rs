@@ -1,0 +1,1 @@
+//! Load on EventPulse, and what came of it.
