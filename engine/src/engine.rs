@@ -18,7 +18,7 @@ use crate::{
     dispatch,
     http::{self, Server},
     ingest::{
-        Batcher, Queue, Ring,
+        Batcher, Bounds, Queue, Ring,
         keys::{Form, Keys},
         marks,
     },
@@ -349,8 +349,12 @@ impl Api {
         lookups.ping().await?;
         let form = Form::new(&common.identity.key_secret);
         let (keys, lookup) = Keys::new(form, lookups, config.ingest.keys_max, metrics.clone());
-        let queue =
-            Queue::new(config.ingest.queue_events_max, config.ingest.queue_bytes_max, metrics.clone());
+        let bounds = Bounds {
+            events_max: config.ingest.queue_events_max,
+            bytes_max: config.ingest.queue_bytes_max,
+            standing_events_max: config.ingest.standing_events_max,
+        };
+        let queue = Queue::new(bounds, metrics.clone());
         let batcher = Batcher {
             link: Link::new(store.address().clone(), config.ingest.commit_timeout),
             queue: queue.clone(),

@@ -55,6 +55,7 @@ catalogue! {
     Ingest "From request to commit." {
         accepted: Counter "eventpulse_ingest_events_total" "Events committed and answered with 201.";
         queue_full: Counter "eventpulse_ingest_refused_total" ["reason" = "queue_full"] "Events refused before a commit, by reason.";
+        share_full: Counter "eventpulse_ingest_refused_total" ["reason" = "share_full"] "Events refused before a commit, by reason.";
         unavailable: Counter "eventpulse_ingest_refused_total" ["reason" = "unavailable"] "Events refused before a commit, by reason.";
         rejected: Counter "eventpulse_ingest_refused_total" ["reason" = "rejected"] "Events refused before a commit, by reason.";
         queued: Gauge "eventpulse_ingest_queue_events" "Events waiting for a group commit.";

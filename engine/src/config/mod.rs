@@ -103,6 +103,9 @@ section!(
     Ingest {
         /// Events waiting for a commit. Past it a producer gets 503 at once.
         queue_events_max: usize = 16_384,
+        /// Events waiting for a commit once the queue has been long for 100 ms: what waits longer than a burst
+        /// lasts is only delay. Smaller answers faster under overload, larger wastes fewer requests.
+        standing_events_max: usize = 512,
         /// Bytes waiting for a commit. Past it a producer gets 503 at once.
         queue_bytes_max: usize = 64 << 20,
         /// Events of one group commit, at most 1,024 (one block of ids).

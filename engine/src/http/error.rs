@@ -117,7 +117,7 @@ impl ApiError {
         if let Some(allow) = self.allow {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+        if matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if self.close {
@@ -143,6 +143,11 @@ impl From<ingest::Error> for ApiError {
             ingest::Error::Full => unavailable(
                 "overloaded",
                 "more events arrive than can be committed; send this one again after a while",
+            ),
+            ingest::Error::Share => ApiError::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "account_overloaded",
+                "this account's events fill half of the queue while others wait; send this one again after a while",
             ),
             ingest::Error::Late | ingest::Error::Store(_) => unavailable(
                 "unavailable",

@@ -3,7 +3,7 @@
 use hyper::{Request, Response, StatusCode, body::Incoming};
 
 use super::{
-    ApiError, Gateway, body, query,
+    ApiError, Connection, Gateway, body, query,
     reply::{self, Body},
 };
 use crate::{
@@ -13,9 +13,11 @@ use crate::{
 
 pub(super) async fn send(
     gateway: &Gateway,
+    connection: &Connection,
     request: &mut Request<Incoming>,
 ) -> Result<Response<Body>, ApiError> {
     let owner = gateway.owner(request.headers()).await?;
+    connection.pace(owner.account).await;
     let http = &gateway.config.http;
     let body = body::read_json(request, http.body_bytes_max, http.body_timeout).await?;
     let draft = Draft::parse(&body)?;
@@ -24,7 +26,8 @@ pub(super) async fn send(
     let patience = gateway.config.ingest.commit_timeout * 2;
     let receipt = tokio::time::timeout(patience, gateway.queue.submit(owner.account, draft))
         .await
-        .unwrap_or(Err(ingest::Error::Late))?;
+        .unwrap_or(Err(ingest::Error::Late))
+        .inspect_err(|error| connection.note(owner.account, error))?;
     let event =
         Event { id: receipt.id, account: owner.account, kind, payload, created_at: receipt.created_at };
     let mut out = Vec::with_capacity(event.payload.len() + event.kind.len() + 128);

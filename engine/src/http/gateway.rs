@@ -5,13 +5,13 @@ use std::{sync::Arc, time::Duration};
 use hyper::{HeaderMap, Method, Request, Response, body::Incoming};
 
 use super::{
-    ApiError, Service, body, deliveries, dlq, events,
+    ApiError, Connection, Service, body, deliveries, dlq, events,
     reply::{self, Body},
     webhooks,
 };
 use crate::{
     config::Config,
-    ingest::{Queue, keys::Keys},
+    ingest::{Pending, Queue, keys::Keys},
     metrics::Metrics,
     store::{
         Store,
@@ -25,7 +25,7 @@ pub struct Gateway {
     pub config: Arc<Config>,
     pub store: Store,
     pub keys: Keys,
-    pub queue: Queue,
+    pub queue: Queue<Pending>,
     pub due: Due,
     /// Only looked at, to say who holds an entry.
     pub claims: Claims,
@@ -34,11 +34,15 @@ pub struct Gateway {
 }
 
 impl Service for Gateway {
-    async fn call(self: Arc<Self>, mut request: Request<Incoming>) -> Response<Body> {
+    async fn call(
+        self: Arc<Self>,
+        connection: Arc<Connection>,
+        mut request: Request<Incoming>,
+    ) -> Response<Body> {
         // The one hot path is taken before anything is made of the rest: a request carries the future of every
         // call it may become, so the others are boxed.
         let routed = match (request.uri().path(), request.method()) {
-            ("/send-event", &Method::POST) => events::send(&self, &mut request).await,
+            ("/send-event", &Method::POST) => events::send(&self, &connection, &mut request).await,
             _ => Box::pin(self.bounded(&mut request)).await,
         };
         let response = match routed {

@@ -3,6 +3,7 @@
 //! A crash here loses nothing that was answered with a 2xx: those events are committed.
 
 mod body;
+mod connection;
 mod deliveries;
 mod dlq;
 mod error;
@@ -17,13 +18,17 @@ use std::sync::Arc;
 
 use hyper::{Method, Request, Response, body::Incoming};
 
+pub use self::{connection::Connection, gateway::Gateway, server::Server};
 use self::{error::ApiError, reply::Body};
-pub use self::{gateway::Gateway, server::Server};
 use crate::metrics::Metrics;
 
 /// Answers requests. One for each server.
 pub trait Service: Send + Sync + 'static {
-    fn call(self: Arc<Self>, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
+    fn call(
+        self: Arc<Self>,
+        connection: Arc<Connection>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Body>> + Send;
 }
 
 /// The dispatcher's server: health and metrics.
@@ -32,7 +37,7 @@ pub struct Dispatcher {
 }
 
 impl Service for Dispatcher {
-    async fn call(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+    async fn call(self: Arc<Self>, _: Arc<Connection>, request: Request<Incoming>) -> Response<Body> {
         match (request.uri().path(), request.method()) {
             ("/health", &Method::GET) => reply::health("dispatcher-worker"),
             ("/metrics", &Method::GET) => reply::metrics(&self.metrics),

@@ -11,7 +11,7 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
-use super::Service;
+use super::{Connection, Service};
 use crate::config;
 
 /// A listening server.
@@ -82,11 +82,12 @@ impl Server {
             let _ = stream.set_nodelay(true);
             limit_unread(&stream, self.settings.header_timeout);
             let service = service.clone();
-            let (asked, mut asks) = watch::channel(false);
+            let memory = Arc::new(Connection::new());
+            let remembered = memory.clone();
             let answer = hyper::service::service_fn(move |request| {
-                asked.send_if_modified(|asked| !std::mem::replace(asked, true));
-                let service = service.clone();
-                async move { Ok::<_, std::convert::Infallible>(service.call(request).await) }
+                memory.ask();
+                let (service, memory) = (service.clone(), memory.clone());
+                async move { Ok::<_, std::convert::Infallible>(service.call(memory, request).await) }
             });
             let connection = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
             let connection = graceful.watch(connection);
@@ -95,7 +96,7 @@ impl Server {
             // hyper's own timer begins once it knows the version of HTTP. A peer that never says so much would
             // keep its slot for ever.
             let never_asked = async move {
-                if tokio::time::timeout(header_timeout, asks.wait_for(|asked| *asked)).await.is_ok() {
+                if tokio::time::timeout(header_timeout, remembered.asked()).await.is_ok() {
                     std::future::pending::<()>().await;
                 }
             };

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::{
     Error, Pending, Queue, Receipt, Ring,
     batch::{Ids, Limits},
+    queue::Item,
 };
 use crate::{
     metrics::Metrics,
@@ -25,7 +26,7 @@ const MARKS_MAX: usize = 1024;
 /// Owns the connection of the group commit.
 pub struct Batcher {
     pub link: Link,
-    pub queue: Queue,
+    pub queue: Queue<Pending>,
     pub stream: stream::Handle,
     /// Where a dispatcher of this process looks first; none without one.
     pub ring: Option<Arc<Ring>>,
@@ -61,8 +62,7 @@ impl Group {
 
     fn fail(self, error: &Error) {
         for pending in self.waiting {
-            // The producer may have gone; nobody is left to tell.
-            let _ = pending.answer.send(Err(error.clone()));
+            pending.refuse(error.clone());
         }
     }
 }
@@ -85,6 +85,7 @@ impl Batcher {
                 self.queue.filled().await;
                 continue;
             }
+            self.queue.taken(Instant::now());
             self.metrics.ingest.queued.set(self.queue.len() as f64);
             self.commit(Group::new(group), &mut ids).await;
         }

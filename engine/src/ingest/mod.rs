@@ -16,10 +16,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use self::queue::Item;
 pub use self::{
     batcher::Batcher,
     event::{Draft, Invalid},
-    queue::Queue,
+    queue::{Bounds, Queue},
     ring::Ring,
 };
 use crate::{
@@ -32,6 +33,8 @@ use crate::{
 pub enum Error {
     #[error("the ingest queue is full")]
     Full,
+    #[error("the account holds half of the ingest queue while others wait")]
+    Share,
     #[error("the commit did not come in time")]
     Late,
     #[error("the commit failed")]
@@ -52,15 +55,43 @@ pub struct Receipt {
 type Answer = Result<Receipt, Error>;
 
 /// An event that waits for its commit.
-struct Pending {
+pub struct Pending {
     account: AccountId,
     kind: Box<str>,
     payload: Bytes,
     answer: oneshot::Sender<Answer>,
 }
 
-impl Pending {
+impl Item for Pending {
+    fn account(&self) -> AccountId {
+        self.account
+    }
+
+    fn events(&self) -> usize {
+        1
+    }
+
     fn bytes(&self) -> usize {
         self.kind.len() + self.payload.len()
+    }
+
+    fn refuse(self, error: Error) {
+        // The producer may have gone; nobody is left to tell.
+        let _ = self.answer.send(Err(error));
+    }
+}
+
+impl Queue<Pending> {
+    /// Commits an event.
+    ///
+    /// # Errors
+    /// At once those of [`push`](Queue::push), and later that of the commit.
+    ///
+    /// # Cancel safety
+    /// A dropped call leaves the event in the queue: it may be committed all the same.
+    pub async fn submit(&self, account: AccountId, draft: Draft) -> Result<Receipt, Error> {
+        let (answer, receipt) = oneshot::channel();
+        self.push(Pending { account, kind: draft.kind, payload: draft.payload, answer })?;
+        receipt.await.unwrap_or(Err(Error::Stopping))
     }
 }

@@ -5,6 +5,7 @@ mod contract;
 mod delivery;
 mod harness;
 mod outage;
+mod overload;
 mod process;
 mod shared_work;
 mod sockets;
