@@ -1,11 +1,14 @@
 //! What is remembered of a connection from one request to the next.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 
 use crate::{ingest, model::AccountId};
 
@@ -16,7 +19,7 @@ const PACE: Duration = Duration::from_millis(100);
 
 /// One connection of a client, or of a proxy with many clients behind it.
 pub struct Connection {
-    asked: watch::Sender<bool>,
+    asked: AtomicBool,
     refused: Mutex<Option<Refused>>,
 }
 
@@ -29,20 +32,20 @@ struct Refused {
 
 impl Connection {
     pub(super) fn new() -> Connection {
-        Connection { asked: watch::Sender::new(false), refused: Mutex::new(None) }
+        Connection { asked: AtomicBool::new(false), refused: Mutex::new(None) }
     }
 
     /// Notes that a request has come.
     pub(super) fn ask(&self) {
-        if !*self.asked.borrow() {
-            self.asked.send_replace(true);
-        }
+        self.asked.store(true, Relaxed);
     }
 
-    /// Waits for the first request.
-    pub(super) async fn asked(&self) {
-        // The sender is this connection's own, so it is there.
-        let _ = self.asked.subscribe().wait_for(|asked| *asked).await;
+    /// Ends `after` that time if no request has come by then, and else never.
+    pub(super) async fn never_asked(&self, after: Duration) {
+        tokio::time::sleep(after).await;
+        if self.asked.load(Relaxed) {
+            std::future::pending().await
+        }
     }
 
     fn refusal(&self) -> MutexGuard<'_, Option<Refused>> {

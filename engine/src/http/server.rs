@@ -2,9 +2,10 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use hyper::server::conn::{http1, http2};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::graceful::{GracefulShutdown, Watcher},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -44,18 +45,7 @@ impl Server {
 
     /// Serves until `stop` is set; then stops accepting, lets open requests finish, and closes.
     pub async fn run<S: Service>(self, service: Arc<S>, mut stop: watch::Receiver<bool>) {
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.settings.header_timeout)
-            // A client that ends its side after the request still waits for the answer.
-            .half_close(true);
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(100)
-            .keep_alive_interval(Some(self.settings.header_timeout / 2));
+        let protocols = Arc::new(Protocols::new(&self.settings));
         let slots = Arc::new(Semaphore::new(self.settings.connections_max));
         let graceful = GracefulShutdown::new();
         loop {
@@ -81,32 +71,11 @@ impl Server {
             // Answers are written whole; waiting for more to send only delays them.
             let _ = stream.set_nodelay(true);
             limit_unread(&stream, self.settings.header_timeout);
-            let service = service.clone();
-            let memory = Arc::new(Connection::new());
-            let remembered = memory.clone();
-            let answer = hyper::service::service_fn(move |request| {
-                memory.ask();
-                let (service, memory) = (service.clone(), memory.clone());
-                async move { Ok::<_, std::convert::Infallible>(service.call(memory, request).await) }
-            });
-            let connection = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
-            let connection = graceful.watch(connection);
+            let served = protocols.clone().serve(stream, service.clone(), graceful.watcher(), stop.clone());
             let gauge = self.connections.clone();
-            let header_timeout = self.settings.header_timeout;
-            // hyper's own timer begins once it knows the version of HTTP. A peer that never says so much would
-            // keep its slot for ever.
-            let never_asked = async move {
-                if tokio::time::timeout(header_timeout, remembered.asked()).await.is_ok() {
-                    std::future::pending::<()>().await;
-                }
-            };
             tokio::spawn(async move {
                 gauge.increment(1.0);
-                // A connection that breaks is its peer's affair; what it asked for was answered or was not.
-                tokio::select! {
-                    _ = connection => {}
-                    () = never_asked => {}
-                }
+                served.await;
                 gauge.decrement(1.0);
                 drop(slot);
             });
@@ -115,6 +84,92 @@ impl Server {
         if tokio::time::timeout(self.settings.drain_timeout, graceful.shutdown()).await.is_err() {
             tracing::warn!("drain time over, connections closed on open requests");
         }
+    }
+}
+
+/// How a connection is spoken to, once it has shown by its first bytes which HTTP it is.
+struct Protocols {
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+    /// For those first bytes.
+    patience: Duration,
+}
+
+impl Protocols {
+    fn new(settings: &config::Http) -> Protocols {
+        let mut http1 = http1::Builder::new();
+        http1
+            .timer(TokioTimer::new())
+            .header_read_timeout(settings.header_timeout)
+            // A client that ends its side after the request still waits for the answer.
+            .half_close(true);
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(100)
+            .keep_alive_interval(Some(settings.header_timeout / 2));
+        Protocols { http1, http2, patience: settings.header_timeout }
+    }
+
+    /// Serves one connection until it ends.
+    async fn serve<S: Service>(
+        self: Arc<Self>,
+        stream: TcpStream,
+        service: Arc<S>,
+        watcher: Watcher,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let speaks_http2 = tokio::select! {
+            speaks = tokio::time::timeout(self.patience, speaks_http2(&stream)) => match speaks {
+                Ok(Ok(speaks)) => speaks,
+                // Gone before it said anything, or silent for too long.
+                Ok(Err(_)) | Err(_) => return,
+            },
+            // Nothing was asked, so nothing is left unanswered.
+            () = crate::stopped(&mut stop) => return,
+        };
+        let memory = Arc::new(Connection::new());
+        let remembered = memory.clone();
+        let answer = hyper::service::service_fn(move |request| {
+            memory.ask();
+            let (service, memory) = (service.clone(), memory.clone());
+            async move { Ok::<_, std::convert::Infallible>(service.call(memory, request).await) }
+        });
+        let stream = TokioIo::new(stream);
+        // A connection that breaks is its peer's affair; what it asked for was answered or was not.
+        if speaks_http2 {
+            let connection = watcher.watch(self.http2.serve_connection(stream, answer));
+            // hyper has no time-out for a peer that begins HTTP/2 and asks for nothing. Boxed, so that the many that
+            // speak HTTP/1 do not carry the room for it.
+            let served = async {
+                tokio::select! {
+                    _ = connection => {}
+                    () = remembered.never_asked(self.patience) => {}
+                }
+            };
+            Box::pin(served).await;
+        } else {
+            let _ = watcher.watch(self.http1.serve_connection(stream, answer)).await;
+        }
+    }
+}
+
+/// Whether a connection begins as HTTP/2 does, which no method of HTTP/1 does. The bytes are left where they are:
+/// hyper-util's own detection reads 24 of them first, and hyper then doubles the buffer that each connection keeps,
+/// 16 KiB in place of 8.
+async fn speaks_http2(stream: &TcpStream) -> std::io::Result<bool> {
+    const BEGIN: &[u8] = b"PRI";
+    let mut seen = [0; BEGIN.len()];
+    loop {
+        let n = stream.peek(&mut seen).await?;
+        if n == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        if n == BEGIN.len() || seen[..n] != BEGIN[..n] {
+            return Ok(seen[..n] == *BEGIN);
+        }
+        // `P` of a POST, say. Peeking again at once would spin: what is there already counts as readable.
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
