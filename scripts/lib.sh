@@ -39,12 +39,14 @@ target_dir() {
     cargo metadata --offline --no-deps --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
 }
 
-# Where it puts programs of the dev profile: one level deeper when a target is named.
-debug_dir() {
+# Where it puts programs of a profile: one level deeper when a target is named. The dev profile's folder is `debug`.
+profile_dir() {
     local target
     target=$(target_dir)
-    printf '%s\n' "$target${CARGO_BUILD_TARGET:+/$CARGO_BUILD_TARGET}/debug"
+    printf '%s\n' "$target${CARGO_BUILD_TARGET:+/$CARGO_BUILD_TARGET}/$1"
 }
+
+debug_dir() { profile_dir debug; }
 
 cargo_network=''
 
@@ -134,13 +136,17 @@ find_redis() {
     return 1
 }
 
-# prepare: makes the machine ready, after saying what it lacks. Installs nothing where nothing is missing.
+# prepare [valgrind]: makes the machine ready, after saying what it lacks. Installs nothing where nothing is missing.
+# valgrind is only for who asks for it, and only where it can be installed without more ado: nothing else needs it.
 prepare() {
     local packages='' missing='' rust=''
     find_rust || rust=missing
     find_cc || missing="$missing cc"
     find_postgres || missing="$missing postgres"
     find_redis || missing="$missing redis"
+    if [ "${1:-}" = valgrind ] && have apt-get; then
+        have valgrind || missing="$missing valgrind"
+    fi
     # To fetch the Rust installer, and then the crates.
     if [ -n "$rust" ] && ! have rustup; then
         have curl || missing="$missing curl"
@@ -179,6 +185,10 @@ apt_packages() {
             redis)
                 warn "installing the Redis server's program (redis-server); it is neither started nor enabled"
                 printf ' redis-server'
+                ;;
+            valgrind)
+                warn "installing valgrind, to count instructions"
+                printf ' valgrind'
                 ;;
             curl)
                 warn "installing curl, to fetch Rust (curl, ca-certificates)"

@@ -87,7 +87,7 @@ impl Form {
 
     /// The hash of a key of our form; none for any other text. The check value is compared in constant
     /// time, and everything after it goes by the hash.
-    fn hash(&self, text: &[u8]) -> Option<[u8; 32]> {
+    pub fn hash(&self, text: &[u8]) -> Option<[u8; 32]> {
         let rest = text.strip_prefix(PREFIX.as_bytes())?;
         if rest.len() != BODY + CHECK {
             return None;

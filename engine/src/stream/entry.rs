@@ -21,7 +21,7 @@ pub struct Entry {
 }
 
 /// The fields of an entry. Their names repeat, which a stream node stores once.
-pub(super) fn encode(span: Span, check: bool) -> [(&'static str, i64); 5] {
+pub fn encode(span: Span, check: bool) -> [(&'static str, i64); 5] {
     [
         ("v", FORMAT),
         ("first", span.first.0),
