@@ -18,7 +18,7 @@ use crate::{
     dispatch,
     http::{self, Server},
     ingest::{
-        Batcher, Bounds, Queue, Ring,
+        Batcher, Bounds, Commits, Queue, Ring,
         keys::{Form, Keys},
         marks,
     },
@@ -356,14 +356,19 @@ impl Api {
         };
         let queue = Queue::new(bounds, metrics.clone());
         let batcher = Batcher {
-            link: Link::new(store.address().clone(), config.ingest.commit_timeout),
             queue: queue.clone(),
-            stream,
-            ring: common.ring.clone(),
-            owner: common.instance,
+            commits: Commits {
+                address: store.address().clone(),
+                stream,
+                ring: common.ring.clone(),
+                owner: common.instance,
+                timeout: config.ingest.commit_timeout,
+                metrics: metrics.clone(),
+            },
+            commits_max: config.ingest.commits_max,
+            stagger: config.ingest.commit_stagger,
             batch_events_max: config.ingest.batch_events_max,
             batch_bytes_max: config.ingest.batch_bytes_max,
-            commit_timeout: config.ingest.commit_timeout,
             metrics: metrics.clone(),
         };
         let expiry = Policy::new(&config.retry, config.deliver.timeout).expiry();

@@ -59,6 +59,7 @@ catalogue! {
         unavailable: Counter "eventpulse_ingest_refused_total" ["reason" = "unavailable"] "Events refused before a commit, by reason.";
         rejected: Counter "eventpulse_ingest_refused_total" ["reason" = "rejected"] "Events refused before a commit, by reason.";
         queued: Gauge "eventpulse_ingest_queue_events" "Events waiting for a group commit.";
+        commits: Gauge "eventpulse_ingest_commits_in_flight" "Group commits in flight when the last one started.";
         batch_events: Histogram "eventpulse_ingest_batch_events" "Events of one group commit.";
         commit_seconds: Histogram "eventpulse_ingest_commit_seconds" "Time of one group commit in Postgres.";
         unknown: Counter "eventpulse_ingest_unknown_outcomes_total" "Commits whose outcome had to be looked up.";

@@ -112,6 +112,12 @@ section!(
         batch_events_max: usize = 1024,
         /// Payload bytes of one group commit; a batch always takes at least one event.
         batch_bytes_max: usize = 4 << 20,
+        /// Group commits in flight at once, each with a connection of its own.
+        commits_max: usize = 4,
+        /// Another commit starts beside one in flight only when that has taken so long, and 8 us more for each of its
+        /// events. Shorter makes batches smaller and dearer; longer leaves producers waiting for a slow disk.
+        #[serde(with = "span")]
+        commit_stagger: Duration = Duration::from_millis(1),
         /// How long a batch is tried before its producers get 503. Shorter turns a Postgres restart into
         /// refusals; longer keeps producers waiting for it.
         #[serde(with = "span")]

@@ -45,6 +45,7 @@ impl Config {
             self.ingest.queue_events_max >= self.ingest.batch_events_max,
             "ingest.queue_events_max must hold one batch",
         );
+        need((1..=64).contains(&self.ingest.commits_max), "ingest.commits_max must be within 1..64");
         need(self.ingest.standing_events_max >= 2, "ingest.standing_events_max must be at least 2");
         need(
             self.ingest.queue_bytes_max > self.http.body_bytes_max,

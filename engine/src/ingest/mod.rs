@@ -5,6 +5,7 @@
 
 mod batch;
 mod batcher;
+mod commit;
 mod event;
 pub mod keys;
 pub mod marks;
@@ -19,6 +20,7 @@ use tokio::sync::oneshot;
 use self::queue::Item;
 pub use self::{
     batcher::Batcher,
+    commit::Commits,
     event::{Draft, Invalid},
     queue::{Bounds, Queue},
     ring::Ring,
