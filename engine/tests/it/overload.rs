@@ -46,6 +46,7 @@ async fn tally(calls: Calls) -> (usize, usize, usize) {
 #[tokio::test]
 async fn the_account_that_floods_is_refused_and_its_neighbour_is_not() {
     let app = App::with("overload", |config| {
+        config.ingest.commits_max = 1;
         config.ingest.batch_events_max = 2;
         config.ingest.queue_events_max = 8;
         config.ingest.commit_timeout = PATIENCE;
@@ -90,6 +91,7 @@ async fn the_account_that_floods_is_refused_and_its_neighbour_is_not() {
 #[tokio::test]
 async fn a_refused_connection_is_paced() {
     let app = App::with("overload", |config| {
+        config.ingest.commits_max = 1;
         config.ingest.batch_events_max = 1;
         config.ingest.queue_events_max = 1;
         config.ingest.commit_timeout = PATIENCE;
