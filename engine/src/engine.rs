@@ -11,14 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::{
     config::{self, Config, Roles},
     dispatch,
     http::{self, Server},
     ingest::{
-        Batcher, Bounds, Commits, Queue, Ring,
+        Batcher, Bounds, Commits, Counter, Queue, Ring, Room,
         keys::{Form, Keys},
         marks,
     },
@@ -43,6 +43,9 @@ const STREAM_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long a beat may take before its connection counts as dead: others count ten beats.
 const BEAT_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Large bodies parsed at a time, beside the thread that serves.
+const PARSERS: usize = 2;
 
 /// Connections of each role's pool.
 const POOL: usize = 8;
@@ -355,28 +358,33 @@ impl Api {
             standing_events_max: config.ingest.standing_events_max,
         };
         let queue = Queue::new(bounds, metrics.clone());
+        let commits = Commits {
+            address: store.address().clone(),
+            stream,
+            ring: common.ring.clone(),
+            owner: common.instance,
+            timeout: config.ingest.commit_timeout,
+            metrics: metrics.clone(),
+        };
         let batcher = Batcher {
             queue: queue.clone(),
-            commits: Commits {
-                address: store.address().clone(),
-                stream,
-                ring: common.ring.clone(),
-                owner: common.instance,
-                timeout: config.ingest.commit_timeout,
-                metrics: metrics.clone(),
-            },
+            commits: commits.clone(),
             commits_max: config.ingest.commits_max,
             stagger: config.ingest.commit_stagger,
             batch_events_max: config.ingest.batch_events_max,
             batch_bytes_max: config.ingest.batch_bytes_max,
             metrics: metrics.clone(),
         };
+        let (counter, carriers) = Counter::open(config, &commits);
         let expiry = Policy::new(&config.retry, config.deliver.timeout).expiry();
         let gateway = http::Gateway {
             config: config.clone(),
             store,
             keys,
             queue: queue.clone(),
+            counter: counter.clone(),
+            room: Room::new(config.http.held_bytes_max, metrics.clone()),
+            parsers: Semaphore::new(PARSERS),
             due: Due::new(common.redis.commands()?, common.keys.clone(), config.retry.due_max),
             claims: Claims::new(common.redis.commands()?, common.keys.clone(), "api".to_owned()),
             expiry_ms: i64::try_from(expiry.as_millis()).unwrap_or(i64::MAX),
@@ -385,13 +393,17 @@ impl Api {
         let later = watch::Sender::new(false);
         tokio::spawn(lookup.run(later.subscribe()));
         let batcher = tokio::spawn(batcher.run());
+        let [small, bulk] = carriers.map(|carrier| tokio::spawn(carrier.run()));
         let producer =
             tokio::spawn(producer.run(common.redis.commands()?, later.subscribe(), STREAM_PATIENCE));
         let _ = ready.send(address(&server, port)?);
         server.run(Arc::new(gateway), stop).await;
         // In this order nothing that was accepted is left behind: commits first, then their entries.
         queue.close();
-        let _ = batcher.await;
+        counter.close();
+        for commits in [batcher, small, bulk] {
+            let _ = commits.await;
+        }
         later.send_replace(true);
         let _ = producer.await;
         Ok(())

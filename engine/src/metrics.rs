@@ -51,6 +51,9 @@ catalogue! {
         ok: Counter "eventpulse_http_responses_total" ["class" = "2xx"] "Responses of the gateway by class of status.";
         refused: Counter "eventpulse_http_responses_total" ["class" = "4xx"] "Responses of the gateway by class of status.";
         failed: Counter "eventpulse_http_responses_total" ["class" = "5xx"] "Responses of the gateway by class of status.";
+        held: Gauge "eventpulse_http_held_bytes" "Bytes that large requests and their unread answers hold.";
+        held_full: Counter "eventpulse_http_held_refused_total" ["reason" = "full"] "Large requests refused because enough is held, by reason.";
+        held_share: Counter "eventpulse_http_held_refused_total" ["reason" = "share"] "Large requests refused because enough is held, by reason.";
     }
     Ingest "From request to commit." {
         accepted: Counter "eventpulse_ingest_events_total" "Events committed and answered with 201.";
@@ -64,6 +67,11 @@ catalogue! {
         commit_seconds: Histogram "eventpulse_ingest_commit_seconds" "Time of one group commit in Postgres.";
         unknown: Counter "eventpulse_ingest_unknown_outcomes_total" "Commits whose outcome had to be looked up.";
         splits: Counter "eventpulse_ingest_batch_splits_total" "Batches split because Postgres refused a row.";
+        small_parcels: Counter "eventpulse_ingest_parcels_total" ["way" = "small"] "Requests committed whole: of few events under a key, or all others.";
+        bulk_parcels: Counter "eventpulse_ingest_parcels_total" ["way" = "bulk"] "Requests committed whole: of few events under a key, or all others.";
+        parcel_seconds: Histogram "eventpulse_ingest_parcel_commit_seconds" "Time of one transaction of requests committed whole.";
+        replayed: Counter "eventpulse_ingest_replayed_total" "Requests given the first answer to their idempotency key again.";
+        key_conflicts: Counter "eventpulse_ingest_idempotency_conflicts_total" "Requests refused because their idempotency key has other events.";
         key_hits: Counter "eventpulse_ingest_key_lookups_total" ["from" = "memory"] "API key look-ups by where they were answered.";
         key_misses: Counter "eventpulse_ingest_key_lookups_total" ["from" = "postgres"] "API key look-ups by where they were answered.";
     }
@@ -130,6 +138,7 @@ catalogue! {
         beats_missed: Counter "eventpulse_recover_beats_missed_total" "Beats that Postgres did not take.";
         taken_over: Counter "eventpulse_recover_taken_over_total" "Batches taken over from dead instances.";
         leftovers: Counter "eventpulse_recover_leftovers_total" "Own batches found unsent in Postgres.";
+        old_keys: Counter "eventpulse_recover_idempotency_keys_removed_total" "Idempotency keys removed because they are older than 24 hours.";
         swept: Counter "eventpulse_sweep_batches_total" "Batches found accounted for and removed.";
         missing: Counter "eventpulse_sweep_missing_total" "Deliveries the sweep found missing and scheduled; 0 without faults.";
         owed: Gauge "eventpulse_sweep_batches_owed" "Batches not yet accounted for, at the last sweep.";

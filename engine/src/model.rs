@@ -104,17 +104,30 @@ pub struct Event {
 }
 
 impl Event {
-    /// Writes `{"id":…,"type":…,"payload":…,"createdAt":…}`, the form of an event in API and delivery alike,
-    /// around the payload's own bytes.
+    /// Writes the event as [`write_event`] does.
     pub fn write_json(&self, out: &mut Vec<u8>) {
-        use std::io::Write as _;
-        // Writing to a Vec does not fail.
-        let _ = write!(out, "{{\"id\":{},\"type\":", self.id);
-        let _ = serde_json::to_writer(&mut *out, &*self.kind);
-        out.extend_from_slice(b",\"payload\":");
-        out.extend_from_slice(&self.payload);
-        let _ = write!(out, ",\"createdAt\":\"{}\"}}", self.created_at);
+        write_event(out, self.id, &self.kind, Some(&self.payload), self.created_at);
     }
+}
+
+/// Writes `{"id":…,"type":…,"payload":…,"createdAt":…}`, the form of an event in API and delivery alike, around the
+/// payload's own bytes, or without a payload.
+pub fn write_event(
+    out: &mut Vec<u8>,
+    id: EventId,
+    kind: &str,
+    payload: Option<&[u8]>,
+    created_at: Timestamp,
+) {
+    use std::io::Write as _;
+    // Writing to a Vec does not fail.
+    let _ = write!(out, "{{\"id\":{id},\"type\":");
+    let _ = serde_json::to_writer(&mut *out, kind);
+    if let Some(payload) = payload {
+        out.extend_from_slice(b",\"payload\":");
+        out.extend_from_slice(payload);
+    }
+    let _ = write!(out, ",\"createdAt\":\"{created_at}\"}}");
 }
 
 /// Names one delivery: this event to this webhook.

@@ -62,6 +62,9 @@ section!(
         dispatcher_port: u16 = 4000,
         /// Largest request body in bytes. Larger ones are refused with 413 while they are read.
         body_bytes_max: usize = 1 << 20,
+        /// Bytes that bodies above 16 KiB and their unread answers hold together. Past it such requests are refused
+        /// at once. An account may hold half of it while others hold some, and three quarters while it is alone.
+        held_bytes_max: usize = 256 << 20,
         /// Connections at once; past it new ones wait in the listen queue.
         connections_max: usize = 10_000,
         /// Time for a request's head, counted also while a kept-alive connection idles. Shorter than a
@@ -118,6 +121,10 @@ section!(
         /// events. Shorter makes batches smaller and dearer; longer leaves producers waiting for a slow disk.
         #[serde(with = "span")]
         commit_stagger: Duration = Duration::from_millis(1),
+        /// Events of one `POST /send-events`.
+        bulk_events_max: usize = 10_000,
+        /// Bytes of the body of one `POST /send-events`. Each payload in it stays within `http.body_bytes_max`.
+        bulk_bytes_max: usize = 16 << 20,
         /// How long a batch is tried before its producers get 503. Shorter turns a Postgres restart into
         /// refusals; longer keeps producers waiting for it.
         #[serde(with = "span")]

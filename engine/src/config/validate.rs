@@ -55,6 +55,18 @@ impl Config {
             (1..=64 << 20).contains(&self.http.body_bytes_max),
             "http.body_bytes_max must be within 1 byte and 64 MiB",
         );
+        need(
+            (1..=100_000).contains(&self.ingest.bulk_events_max),
+            "ingest.bulk_events_max must be within 1..100000, what one transaction carries safely",
+        );
+        need(
+            (1..=64 << 20).contains(&self.ingest.bulk_bytes_max),
+            "ingest.bulk_bytes_max must be within 1 byte and 64 MiB",
+        );
+        need(
+            self.http.held_bytes_max / 2 >= self.ingest.bulk_bytes_max.max(self.http.body_bytes_max),
+            "http.held_bytes_max must hold two requests of ingest.bulk_bytes_max and of http.body_bytes_max",
+        );
         need(self.http.connections_max > 0, "http.connections_max must be at least 1");
         need(self.lane.in_flight_max > 0, "lane.in_flight_max must be at least 1");
         need(

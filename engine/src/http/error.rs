@@ -17,6 +17,8 @@ pub(super) struct ApiError {
     status: StatusCode,
     code: &'static str,
     message: Cow<'static, str>,
+    /// Which event of several is wrong.
+    index: Option<usize>,
     allow: Option<&'static str>,
     /// The rest of the request was not read, so the connection cannot be used again.
     close: bool,
@@ -28,7 +30,7 @@ impl ApiError {
         code: &'static str,
         message: impl Into<Cow<'static, str>>,
     ) -> ApiError {
-        ApiError { status, code, message: message.into(), allow: None, close: false }
+        ApiError { status, code, message: message.into(), index: None, allow: None, close: false }
     }
 
     pub(super) fn bad(code: &'static str, message: impl Into<Cow<'static, str>>) -> ApiError {
@@ -69,12 +71,8 @@ impl ApiError {
         ApiError::new(StatusCode::FORBIDDEN, "forbidden", message)
     }
 
-    pub(super) fn media_type() -> ApiError {
-        ApiError::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_media_type",
-            "send JSON with `Content-Type: application/json`",
-        )
+    pub(super) fn media_type(message: &'static str) -> ApiError {
+        ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
     }
 
     pub(super) fn too_large(max: usize) -> ApiError {
@@ -110,8 +108,11 @@ impl ApiError {
     }
 
     pub(super) fn into_response(self) -> Response<Body> {
-        let body =
+        let mut body =
             serde_json::json!({ "ok": false, "error": { "code": self.code, "message": self.message } });
+        if let Some(index) = self.index {
+            body["error"]["index"] = index.into();
+        }
         let mut response = reply::json(self.status, body.to_string().into());
         let headers = response.headers_mut();
         if let Some(allow) = self.allow {
@@ -147,7 +148,11 @@ impl From<ingest::Error> for ApiError {
             ingest::Error::Share => ApiError::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "account_overloaded",
-                "this account's events fill half of the queue while others wait; send this one again after a while",
+                "this account's requests fill half of the queue while others wait; send this one again after a while",
+            ),
+            ingest::Error::KeyReused => ApiError::unprocessable(
+                "idempotency_key_reused",
+                "this `Idempotency-Key` came with other events within 24 hours; use a new key for new events",
             ),
             ingest::Error::Late | ingest::Error::Store(_) => unavailable(
                 "unavailable",
@@ -156,7 +161,9 @@ impl From<ingest::Error> for ApiError {
             ingest::Error::Stopping => {
                 unavailable("stopping", "this process is stopping; send the event again").closing()
             }
-            ingest::Error::Rejected(_) => ApiError::bad("event_rejected", "the database refuses this event"),
+            ingest::Error::Rejected(_) => {
+                ApiError::bad("event_rejected", "the database refuses what is in this request")
+            }
         }
     }
 }
@@ -172,6 +179,10 @@ impl From<ingest::keys::Error> for ApiError {
 
 impl From<ingest::Invalid> for ApiError {
     fn from(invalid: ingest::Invalid) -> ApiError {
-        ApiError::bad(invalid.code, invalid.message)
+        let status = match invalid.code {
+            ingest::TOO_MANY | ingest::TOO_LARGE => StatusCode::PAYLOAD_TOO_LARGE,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        ApiError { index: invalid.index, ..ApiError::new(status, invalid.code, invalid.message) }
     }
 }

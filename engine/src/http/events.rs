@@ -3,12 +3,15 @@
 use hyper::{Request, Response, StatusCode, body::Incoming};
 
 use super::{
-    ApiError, Connection, Gateway, body, query,
+    ApiError, Connection, Gateway,
+    asked::Asked,
+    body, query,
     reply::{self, Body},
+    whole,
 };
 use crate::{
     ingest::{self, Draft},
-    model::{Event, EventId},
+    model::{self, EventId},
 };
 
 pub(super) async fn send(
@@ -18,9 +21,13 @@ pub(super) async fn send(
 ) -> Result<Response<Body>, ApiError> {
     let owner = gateway.owner(request.headers()).await?;
     connection.pace(owner.account).await;
-    let http = &gateway.config.http;
-    let body = body::read_json(request, http.body_bytes_max, http.body_timeout).await?;
-    let draft = Draft::parse(&body)?;
+    let asked = Asked::of(request.headers())?;
+    if asked.key.is_some() {
+        // Boxed, because every request carries this future and few need it.
+        return Box::pin(whole::send_one(gateway, connection, request, owner.account, &asked)).await;
+    }
+    let body = body::read_json(request, gateway.limits(owner.account)).await?;
+    let draft = Draft::parse(&body.bytes)?;
     let (kind, payload) = (draft.kind.clone(), draft.payload.clone());
     // A full queue may hold one batch that takes its whole time before ours does.
     let patience = gateway.config.ingest.commit_timeout * 2;
@@ -28,13 +35,16 @@ pub(super) async fn send(
         .await
         .unwrap_or(Err(ingest::Error::Late))
         .inspect_err(|error| connection.note(owner.account, error))?;
-    let event =
-        Event { id: receipt.id, account: owner.account, kind, payload, created_at: receipt.created_at };
-    let mut out = Vec::with_capacity(event.payload.len() + event.kind.len() + 128);
+    let payload = (!asked.minimal).then_some(&payload[..]);
+    let mut out = Vec::with_capacity(payload.map_or(0, <[u8]>::len) + kind.len() + 128);
     out.extend_from_slice(b"{\"ok\":true,\"event\":");
-    event.write_json(&mut out);
+    model::write_event(&mut out, receipt.id, &kind, payload, receipt.created_at);
     out.push(b'}');
-    Ok(reply::json(StatusCode::CREATED, out.into()))
+    let mut response = reply::held(StatusCode::CREATED, out, body.permit);
+    if asked.minimal {
+        asked.tell(response.headers_mut(), false);
+    }
+    Ok(response)
 }
 
 pub(super) async fn list(gateway: &Gateway, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {

@@ -3,16 +3,18 @@
 use std::{sync::Arc, time::Duration};
 
 use hyper::{HeaderMap, Method, Request, Response, body::Incoming};
+use tokio::sync::Semaphore;
 
 use super::{
     ApiError, Connection, Service, body, deliveries, dlq, events,
     reply::{self, Body},
-    webhooks,
+    webhooks, whole,
 };
 use crate::{
     config::Config,
-    ingest::{Pending, Queue, keys::Keys},
+    ingest::{Counter, Pending, Queue, Room, keys::Keys},
     metrics::Metrics,
+    model::AccountId,
     store::{
         Store,
         accounts::{KeyOwner, Scope},
@@ -26,6 +28,12 @@ pub struct Gateway {
     pub store: Store,
     pub keys: Keys,
     pub queue: Queue<Pending>,
+    /// For requests that are accepted whole.
+    pub counter: Counter,
+    /// For large bodies and their answers.
+    pub room: Room,
+    /// How many large bodies are parsed at a time.
+    pub parsers: Semaphore,
     pub due: Due,
     /// Only looked at, to say who holds an entry.
     pub claims: Claims,
@@ -43,7 +51,7 @@ impl Service for Gateway {
         // call it may become, so the others are boxed.
         let routed = match (request.uri().path(), request.method()) {
             ("/send-event", &Method::POST) => events::send(&self, &connection, &mut request).await,
-            _ => Box::pin(self.bounded(&mut request)).await,
+            _ => Box::pin(self.bounded(&connection, &mut request)).await,
         };
         let response = match routed {
             Ok(response) => response,
@@ -71,17 +79,32 @@ impl Gateway {
         self.config.http.body_timeout + self.config.ingest.commit_timeout * 2 + Duration::from_secs(5)
     }
 
-    async fn bounded(&self, request: &mut Request<Incoming>) -> Result<Response<Body>, ApiError> {
-        let routed = tokio::time::timeout(self.patience(), self.route(request)).await;
+    async fn bounded(
+        &self,
+        connection: &Connection,
+        request: &mut Request<Incoming>,
+    ) -> Result<Response<Body>, ApiError> {
+        let routed = tokio::time::timeout(self.patience(), self.route(connection, request)).await;
         routed.unwrap_or_else(|_| Err(ApiError::unavailable()))
     }
 
+    /// The bounds of a body with one event or form.
+    pub(super) fn limits(&self, account: AccountId) -> body::Limits<'_> {
+        let http = &self.config.http;
+        body::Limits { max: http.body_bytes_max, timeout: http.body_timeout, room: &self.room, account }
+    }
+
     /// Every path but `POST /send-event`.
-    async fn route(&self, request: &mut Request<Incoming>) -> Result<Response<Body>, ApiError> {
+    async fn route(
+        &self,
+        connection: &Connection,
+        request: &mut Request<Incoming>,
+    ) -> Result<Response<Body>, ApiError> {
         let path = request.uri().path().to_owned();
         let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(&path).split('/').collect();
         let (get, post) = (request.method() == Method::GET, request.method() == Method::POST);
         match segments[..] {
+            ["send-events"] if post => whole::send_many(self, connection, request).await,
             ["events"] if get => events::list(self, request).await,
             ["events", id] if get => deliveries::event(self, request, id).await,
             ["events", id, "attempts"] if get => deliveries::attempts(self, request, id).await,
@@ -90,7 +113,9 @@ impl Gateway {
             ["dlq", id, "retry"] if post => dlq::retry(self, request, id).await,
             ["health"] if get => Ok(reply::health("api-gateway")),
             ["metrics"] if get => Ok(reply::metrics(&self.metrics)),
-            ["send-event" | "register-webhook"] | ["dlq", _, "retry"] => Err(ApiError::method("POST")),
+            ["send-event" | "send-events" | "register-webhook"] | ["dlq", _, "retry"] => {
+                Err(ApiError::method("POST"))
+            }
             ["events" | "dlq" | "health" | "metrics"] | ["events", _] | ["events", _, "attempts"] => {
                 Err(ApiError::method("GET"))
             }

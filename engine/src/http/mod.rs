@@ -2,6 +2,8 @@
 //!
 //! A crash here loses nothing that was answered with a 2xx: those events are committed.
 
+mod answer;
+mod asked;
 mod body;
 mod connection;
 mod deliveries;
@@ -13,6 +15,7 @@ mod query;
 mod reply;
 mod server;
 mod webhooks;
+mod whole;
 
 use std::sync::Arc;
 

@@ -13,6 +13,7 @@ use crate::{
         sign,
         target::{self, Refused},
     },
+    model::AccountId,
     store::webhooks::{Made, New, NewKey},
 };
 
@@ -47,9 +48,10 @@ pub(super) async fn register(
         may_register(gateway, request.headers())?;
         None
     };
-    let http = &gateway.config.http;
-    let bytes = body::read_json(request, http.body_bytes_max, http.body_timeout).await?;
-    let form = validate(&bytes, gateway.config.targets.allow_private)?;
+    // Those who have no account yet are counted as one.
+    let account = owner.map_or(AccountId(0), |owner| owner.account);
+    let body = body::read_json(request, gateway.limits(account)).await?;
+    let form = validate(&body.bytes, gateway.config.targets.allow_private)?;
     let secret = sign::fresh_secret();
     let new =
         New { name: &form.name, url: &form.url, secret: &secret, event_types: form.event_types.as_deref() };

@@ -221,7 +221,7 @@ fn event(receipt: Receipt, account: AccountId, kind: Box<str>, payload: bytes::B
 }
 
 /// Between two tries of a batch: short, so that a Postgres restart is noticed, and never past the deadline.
-async fn pause(deadline: Instant) {
+pub(super) async fn pause(deadline: Instant) {
     let soon = Instant::now() + Duration::from_millis(50);
     tokio::time::sleep_until(soon.min(deadline)).await;
 }

@@ -1,9 +1,12 @@
-//! The body of `POST /send-event`, checked without building a tree of it.
+//! The body of `POST /send-event`, and the checks of every event, made without building a tree.
 
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
 use serde_json::value::RawValue;
 
 /// Bytes of an event type. It travels in a header and stands in an index-sized column.
@@ -15,6 +18,8 @@ pub struct Invalid {
     /// Stable, for programs.
     pub code: &'static str,
     pub message: String,
+    /// Which event is wrong, counted from 0, where there can be several.
+    pub index: Option<usize>,
 }
 
 /// A valid event that is not yet anybody's.
@@ -25,55 +30,98 @@ pub struct Draft {
     pub payload: Bytes,
 }
 
-#[derive(Deserialize)]
-struct Fields<'a> {
-    #[serde(borrow, rename = "type", default)]
+/// The fields of one event as they stand in the text. What else an object has is passed over.
+#[derive(Debug, Default)]
+pub(super) struct Fields<'a> {
     kind: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     payload: Option<&'a RawValue>,
+    twice: Option<&'static str>,
+}
+
+impl<'de> Deserialize<'de> for Fields<'de> {
+    /// Of an object and nothing else: that is the only error of serde's category "data" that comes from here.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Fields<'de>, D::Error> {
+        deserializer.deserialize_map(Object)
+    }
+}
+
+struct Object;
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "lowercase")]
+enum Name {
+    Type,
+    Payload,
+    #[serde(other)]
+    Other,
+}
+
+impl<'de> Visitor<'de> for Object {
+    type Value = Fields<'de>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Fields<'de>, M::Error> {
+        let mut fields = Fields::default();
+        while let Some(name) = map.next_key()? {
+            let (slot, name) = match name {
+                Name::Type => (&mut fields.kind, "type"),
+                Name::Payload => (&mut fields.payload, "payload"),
+                Name::Other => {
+                    map.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+            };
+            if slot.replace(map.next_value()?).is_some() {
+                fields.twice = Some(name);
+            }
+        }
+        Ok(fields)
+    }
+}
+
+impl<'a> Fields<'a> {
+    /// The type and the payload's text. The payload is known to be JSON and is otherwise left as it is: any depth,
+    /// any number, any escape.
+    pub(super) fn check(self) -> Result<(Cow<'a, str>, &'a str), Invalid> {
+        if let Some(name) = self.twice {
+            return Err(invalid("duplicate_field", format!("duplicate field `{name}`")));
+        }
+        let kind = kind(self.kind)?;
+        match self.payload {
+            Some(payload) => Ok((kind, payload.get())),
+            None => Err(invalid("missing_payload", "`payload` is missing; any JSON value will do, null too")),
+        }
+    }
 }
 
 impl Draft {
-    /// Reads a body. The payload is checked to be JSON and UTF-8 and is otherwise left as it is: any depth,
-    /// any number, any escape.
+    /// Reads a body.
     ///
     /// # Errors
     /// Says what to change and, where the text stops being JSON, at which line and column.
     pub fn parse(body: &Bytes) -> Result<Draft, Invalid> {
-        if body.iter().all(u8::is_ascii_whitespace) {
-            return Err(invalid("empty_body", "send a JSON object with `type` and `payload`"));
-        }
-        if let Err(error) = std::str::from_utf8(body) {
-            return Err(invalid(
-                "invalid_utf8",
-                format!("the body is not UTF-8 at byte {}", error.valid_up_to()),
-            ));
-        }
-        if body.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
-            // Still say where it stops being JSON, if it does.
-            return Err(match serde_json::from_slice::<&RawValue>(body) {
-                Ok(_) => invalid("not_an_object", "the body must be a JSON object with `type` and `payload`"),
-                Err(error) => syntax(&error),
-            });
-        }
-        let fields: Fields<'_> = serde_json::from_slice(body).map_err(|error| match error.classify() {
-            serde_json::error::Category::Data => invalid("duplicate_field", format!("{error}")),
-            _ => syntax(&error),
-        })?;
-        let kind = kind(fields.kind)?;
-        // `Option` takes a JSON null for absence, and null is a payload like any other.
-        let payload = match fields.payload {
-            Some(raw) => own(body, raw.get().as_bytes()),
-            None if has_null_payload(body) => Bytes::from_static(b"null"),
-            None => {
-                return Err(invalid(
-                    "missing_payload",
-                    "`payload` is missing; any JSON value will do, null too",
-                ));
-            }
-        };
-        Ok(Draft { kind, payload })
+        let (kind, payload) = read(body)?;
+        Ok(Draft { kind: kind.into(), payload: own(body, payload.as_bytes()) })
     }
+}
+
+/// The type and payload in the body of one event.
+pub(super) fn read(body: &[u8]) -> Result<(Cow<'_, str>, &str), Invalid> {
+    if body.iter().all(u8::is_ascii_whitespace) {
+        return Err(invalid("empty_body", "send a JSON object with `type` and `payload`"));
+    }
+    let text = std::str::from_utf8(body).map_err(not_utf8)?;
+    if !text.trim_ascii_start().starts_with('{') {
+        // Still say where it stops being JSON, if it does.
+        return Err(match serde_json::from_str::<&RawValue>(text) {
+            Ok(_) => invalid("not_an_object", "the body must be a JSON object with `type` and `payload`"),
+            Err(error) => syntax(&error),
+        });
+    }
+    serde_json::from_str::<Fields<'_>>(text).map_err(|error| syntax(&error))?.check()
 }
 
 /// Payloads from this size on may share the request's buffer.
@@ -89,12 +137,19 @@ fn own(body: &Bytes, payload: &[u8]) -> Bytes {
     }
 }
 
-fn kind(raw: Option<&RawValue>) -> Result<Box<str>, Invalid> {
-    let Some(raw) = raw else {
+fn kind(raw: Option<&RawValue>) -> Result<Cow<'_, str>, Invalid> {
+    let Some(raw) = raw.map(RawValue::get).filter(|raw| *raw != "null") else {
         return Err(invalid("missing_type", "`type` is missing; send a string such as \"order.created\""));
     };
-    let Ok(kind) = serde_json::from_str::<Cow<'_, str>>(raw.get()) else {
-        return Err(invalid("invalid_type", "`type` must be a string such as \"order.created\""));
+    let plain = raw.strip_prefix('"').and_then(|raw| raw.strip_suffix('"')).filter(|t| !t.contains('\\'));
+    let kind: Cow<'_, str> = match plain {
+        Some(text) => text.into(),
+        None => match serde_json::from_str::<String>(raw) {
+            Ok(text) => text.into(),
+            Err(_) => {
+                return Err(invalid("invalid_type", "`type` must be a string such as \"order.created\""));
+            }
+        },
     };
     if kind.is_empty() {
         return Err(invalid("invalid_type", "`type` must not be empty"));
@@ -105,24 +160,18 @@ fn kind(raw: Option<&RawValue>) -> Result<Box<str>, Invalid> {
     if kind.chars().any(char::is_control) {
         return Err(invalid("invalid_type", "`type` must not hold control characters"));
     }
-    Ok(kind.into())
+    Ok(kind)
 }
 
-/// Whether `payload` is there and null; asked only when it was not there as anything else.
-fn has_null_payload(body: &[u8]) -> bool {
-    #[derive(Deserialize)]
-    struct Null {
-        #[serde(rename = "payload")]
-        _payload: (),
-    }
-    serde_json::from_slice::<Null>(body).is_ok()
+pub(super) fn invalid(code: &'static str, message: impl Into<String>) -> Invalid {
+    Invalid { code, message: message.into(), index: None }
 }
 
-fn invalid(code: &'static str, message: impl Into<String>) -> Invalid {
-    Invalid { code, message: message.into() }
+pub(super) fn not_utf8(error: std::str::Utf8Error) -> Invalid {
+    invalid("invalid_utf8", format!("the body is not UTF-8 at byte {}", error.valid_up_to()))
 }
 
-fn syntax(error: &serde_json::Error) -> Invalid {
+pub(super) fn syntax(error: &serde_json::Error) -> Invalid {
     invalid("invalid_json", format!("the body is not JSON: {error}"))
 }
 

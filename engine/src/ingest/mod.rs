@@ -5,10 +5,15 @@
 
 mod batch;
 mod batcher;
+mod carrier;
 mod commit;
+mod counter;
 mod event;
+mod held;
 pub mod keys;
+mod load;
 pub mod marks;
+mod parcel;
 mod queue;
 mod ring;
 
@@ -20,8 +25,13 @@ use tokio::sync::oneshot;
 use self::queue::Item;
 pub use self::{
     batcher::Batcher,
+    carrier::Carrier,
     commit::Commits,
+    counter::Counter,
     event::{Draft, Invalid},
+    held::{Permit, Room},
+    load::{Format, Load, Most, TOO_LARGE, TOO_MANY},
+    parcel::{Parcel, Receipts, key},
     queue::{Bounds, Queue},
     ring::Ring,
 };
@@ -37,6 +47,8 @@ pub enum Error {
     Full,
     #[error("the account holds half of the ingest queue while others wait")]
     Share,
+    #[error("the idempotency key belongs to a request with other events")]
+    KeyReused,
     #[error("the commit did not come in time")]
     Late,
     #[error("the commit failed")]

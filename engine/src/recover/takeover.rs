@@ -24,6 +24,11 @@ const BEAT: Duration = Duration::from_secs(1);
 /// Rows of one takeover statement, and of one look for leftovers.
 const PAGE: i64 = 500;
 
+/// Old idempotency keys removed by one statement, short enough that no request notices it, and statements of one
+/// round: together more than a process adds in a second.
+const OLD_KEYS: u64 = 1000;
+const OLD_KEYS_STEPS: usize = 20;
+
 /// Own batches still new after it are looked at.
 const LEFTOVER_MS: i64 = 5000;
 
@@ -140,9 +145,22 @@ impl Chores<'_> {
             lock(shared).owners = owners;
             self.leftovers().await?;
         }
+        self.remove_old_keys().await?;
         let dead: Vec<i64> = lock(shared).dead.iter().copied().collect();
         for instance in dead {
             self.take_over(instance).await?;
+        }
+        Ok(())
+    }
+
+    /// They count as absent all the same, so nothing depends on when they go.
+    async fn remove_old_keys(&self) -> Result<(), Error> {
+        for _ in 0..OLD_KEYS_STEPS {
+            let removed = self.store.remove_old_keys(OLD_KEYS as i64).await?;
+            self.metrics.recover.old_keys.increment(removed);
+            if removed < OLD_KEYS {
+                break;
+            }
         }
         Ok(())
     }

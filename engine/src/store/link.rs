@@ -40,19 +40,51 @@ impl Link {
             Ok(outcome) => outcome,
             Err(_) => Err(Error::Slow),
         };
-        let broken = match &outcome {
+        self.judge(&outcome);
+        outcome
+    }
+
+    /// How long anything may take.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// Drops the connection if what came of its use says that it is of no more use.
+    pub(super) fn judge<T>(&mut self, outcome: &Result<T, Error>) {
+        let broken = match outcome {
             Ok(_) => false,
             Err(Error::Statement(error)) => error.code().is_none() || error.is_closed(),
             Err(_) => true,
         };
         // 25006: the server became a standby, and this connection would stay on it for ever. 26000 and 0A000: the
         // prepared statement is gone or its plan may not change, and would fail as often as it is used.
-        let useless = matches!(&outcome, Err(Error::Statement(e))
+        let useless = matches!(outcome, Err(Error::Statement(e))
             if e.code().is_some_and(|c| ["25006", "26000", "0A000"].contains(&c.code())));
         if broken || useless {
             self.live = None;
         }
-        outcome
+    }
+
+    /// Ends a transaction that failed, or else the connection.
+    pub(super) async fn roll_back(&mut self) {
+        if let Some(live) = &self.live {
+            let ended = tokio::time::timeout(self.patience, live.client.batch_execute("ROLLBACK")).await;
+            if !matches!(ended, Ok(Ok(()))) {
+                self.live = None;
+            }
+        }
+    }
+
+    /// A connection on which all of `sqls` are prepared, for a transaction of several statements.
+    pub(super) async fn session<const N: usize>(
+        &mut self,
+        sqls: [&'static str; N],
+    ) -> Result<(&Client, [Statement; N]), Error> {
+        let live = self.live().await?;
+        for sql in sqls {
+            live.prepare(sql).await?;
+        }
+        Ok((&live.client, sqls.map(|sql| live.statements[sql].clone())))
     }
 
     /// Connects and prepares `sql`, so that the first use does not wait for it.
@@ -60,17 +92,17 @@ impl Link {
         self.prepared(sql).await.map(drop)
     }
 
-    async fn prepared(&mut self, sql: &'static str) -> Result<(&Client, &Statement), Error> {
+    async fn live(&mut self) -> Result<&mut Live, Error> {
         let live = match self.live.take() {
             Some(live) if !live.client.is_closed() => live,
             _ => Live { client: self.address.connect().await?, statements: HashMap::new() },
         };
-        let live = self.live.insert(live);
-        if !live.statements.contains_key(sql) {
-            // Nothing ran yet, so a failure here leaves nothing unknown.
-            let statement = live.client.prepare(sql).await.map_err(Error::Connect)?;
-            live.statements.insert(sql, statement);
-        }
+        Ok(self.live.insert(live))
+    }
+
+    async fn prepared(&mut self, sql: &'static str) -> Result<(&Client, &Statement), Error> {
+        let live = self.live().await?;
+        live.prepare(sql).await?;
         Ok((&live.client, &live.statements[sql]))
     }
 
@@ -81,5 +113,16 @@ impl Link {
     ) -> Result<Vec<Row>, Error> {
         let (client, statement) = self.prepared(sql).await?;
         Ok(client.query(statement, params).await?)
+    }
+}
+
+impl Live {
+    async fn prepare(&mut self, sql: &'static str) -> Result<(), Error> {
+        if !self.statements.contains_key(sql) {
+            // Nothing ran yet, so a failure here leaves nothing unknown.
+            let statement = self.client.prepare(sql).await.map_err(Error::Connect)?;
+            self.statements.insert(sql, statement);
+        }
+        Ok(())
     }
 }

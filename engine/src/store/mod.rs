@@ -1,16 +1,18 @@
 //! All SQL. Postgres is the truth: what stands in `batches` and `scheduled` is owed, and nothing else is.
 //!
-//! [`Store`] is a pool for everything that is not on the hot path. The group commit and the recorder each
-//! have a connection of their own ([`Link`]), one statement in flight at a time.
+//! [`Store`] is a pool for everything that is not on the hot path. The group commit, the two carriers and the
+//! recorder each have a connection of their own ([`Link`]), one statement or transaction in flight at a time.
 
 pub mod accounts;
 pub mod batches;
 pub mod beats;
 mod connect;
+mod copy;
 pub mod dlq;
 pub mod events;
 pub mod link;
 pub mod migrate;
+pub mod parcels;
 pub mod progress;
 pub mod scheduled;
 pub mod settle;

@@ -1,9 +1,11 @@
 //! The engine against a real Postgres and a real Redis, through its HTTP port.
 
 mod bad_input;
+mod bulk;
 mod contract;
 mod delivery;
 mod harness;
+mod idempotency;
 mod outage;
 mod overload;
 mod process;
