@@ -48,6 +48,18 @@ profile_dir() {
 
 debug_dir() { profile_dir debug; }
 
+release_dir() {
+    local target
+    target=$(target_dir)
+    printf '%s\n' "$target${CARGO_BUILD_TARGET:+/$CARGO_BUILD_TARGET}/release"
+}
+
+# A release that is built in half the time and is a few percent slower. For comparing like with like only.
+quick_release() { export CARGO_PROFILE_RELEASE_LTO=false CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16; }
+
+# The engine and the tools of loadtest/, as a release.
+build_load_tools() { run_cargo build --locked --release -p eventpulse -p eventpulse-loadtest; }
+
 cargo_network=''
 
 # Needs no network where it can: with every crate in cargo's cache, a build must not fail for a registry that is down.

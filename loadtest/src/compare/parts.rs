@@ -1,0 +1,146 @@
+//! The parts alone: COPY, a single INSERT, and XADD, each by the library that the engine uses.
+
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::SinkExt;
+use tokio_postgres::{Client, NoTls};
+
+use super::spread;
+use crate::{stack::Error, wire};
+
+/// What a part did in its time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Work {
+    pub done: u64,
+    pub seconds: f64,
+    /// Median milliseconds of one round trip.
+    pub each_ms: f64,
+}
+
+/// A table like that of the events, with the same indexes.
+const TABLE: &str =
+    "DROP TABLE IF EXISTS bench_events; CREATE TABLE bench_events (LIKE events INCLUDING ALL)";
+
+/// A connection whose task ends with it.
+///
+/// # Errors
+/// When Postgres does not answer.
+pub async fn postgres(url: &str) -> Result<Client, Error> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+    tokio::spawn(connection);
+    client.batch_execute("SET synchronous_commit = on").await?;
+    Ok(client)
+}
+
+/// Rows in the binary form of COPY, numbered from `first`.
+fn rows(first: i64, n: usize, payload: &str) -> Bytes {
+    let kind = "order.created";
+    let mut out = BytesMut::with_capacity(32 + n * (60 + kind.len() + payload.len()));
+    out.put_slice(b"PGCOPY\n\xff\r\n\0");
+    out.put_i32(0);
+    out.put_i32(0);
+    for id in first..first + n as i64 {
+        out.put_i16(5);
+        for number in [id, 1] {
+            out.put_i32(8);
+            out.put_i64(number);
+        }
+        for text in [kind, payload] {
+            out.put_i32(i32::try_from(text.len()).unwrap_or(i32::MAX));
+            out.put_slice(text.as_bytes());
+        }
+        // Microseconds since 2000: any moment will do.
+        out.put_i32(8);
+        out.put_i64(800_000_000_000_000);
+    }
+    out.put_i16(-1);
+    out.freeze()
+}
+
+/// COPY of `batch` rows a commit, one commit after the other.
+///
+/// # Errors
+/// When Postgres refuses.
+pub async fn copy(client: &Client, batch: usize, size: usize, length: Duration) -> Result<Work, Error> {
+    client.batch_execute(TABLE).await?;
+    let statement = client
+        .prepare("COPY bench_events (id, account_id, type, payload, created_at) FROM STDIN BINARY")
+        .await?;
+    let payload = wire::payload(size);
+    repeat(length, batch as u64, async |n| {
+        let piece = rows(n as i64 * batch as i64, batch, &payload);
+        let mut sink = pin!(client.copy_in::<_, Bytes>(&statement).await?);
+        sink.send(piece).await?;
+        sink.finish().await?;
+        Ok(())
+    })
+    .await
+}
+
+/// One row a commit.
+///
+/// # Errors
+/// When Postgres refuses.
+pub async fn insert(client: &Client, size: usize, length: Duration) -> Result<Work, Error> {
+    client.batch_execute(TABLE).await?;
+    let statement = client
+        .prepare("INSERT INTO bench_events (id, account_id, type, payload, created_at) VALUES ($1, 1, $2, $3, now())")
+        .await?;
+    let payload = wire::payload(size);
+    repeat(length, 1, async |n| {
+        client.execute(&statement, &[&(n as i64), &"order.created", &payload]).await?;
+        Ok(())
+    })
+    .await
+}
+
+/// One entry for each batch, as the engine writes it.
+///
+/// # Errors
+/// When Redis refuses.
+pub async fn xadd(url: &str, length: Duration) -> Result<Work, Error> {
+    let mut connection = redis::Client::open(url)?.get_multiplexed_async_connection().await?;
+    let work = repeat(length, 1, async |n| {
+        let mut pipe = redis::pipe();
+        let command = pipe.cmd("XADD").arg("bench").arg("*");
+        for (field, value) in [("v", 1), ("first", n * 1024), ("n", 128), ("config", 7), ("check", 0)] {
+            command.arg(field).arg(value);
+        }
+        command.ignore();
+        Ok(pipe.query_async::<()>(&mut connection.clone()).await?)
+    })
+    .await;
+    redis::cmd("DEL").arg("bench").query_async::<()>(&mut connection).await?;
+    work
+}
+
+async fn repeat(
+    length: Duration,
+    each: u64,
+    mut once: impl AsyncFnMut(u64) -> Result<(), Error>,
+) -> Result<Work, Error> {
+    let (start, mut n, mut times) = (Instant::now(), 0, Vec::new());
+    while start.elapsed() < length {
+        let began = Instant::now();
+        once(n).await?;
+        times.push(began.elapsed().as_secs_f64() * 1000.0);
+        n += 1;
+    }
+    Ok(Work { done: n * each, seconds: start.elapsed().as_secs_f64(), each_ms: spread(times).0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_holds_what_copy_expects() {
+        let buffer = rows(7, 2, "{}");
+        assert!(buffer.starts_with(b"PGCOPY\n\xff\r\n\0") && buffer.ends_with(&[0xff, 0xff]));
+        assert_eq!(buffer.len(), 19 + 2 * (2 + 2 * 12 + 4 + 13 + 4 + 2 + 12) + 2);
+    }
+}

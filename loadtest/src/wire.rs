@@ -1,0 +1,103 @@
+//! HTTP/1.1 by hand, because a client library would cost as much as the server that is measured: requests formatted
+//! once, and of an answer no more than its status and where it ends.
+
+/// Letters that do not compress, from SplitMix64 (Steele, Lea and Flood, 2014), so that every run sends the same.
+fn letters(n: usize) -> String {
+    const ALPHABET: &[u8; 64] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_";
+    let mut state = 0x00C0_FFEEu64;
+    let mut next = || {
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        char::from(ALPHABET[((z ^ (z >> 31)) % 64) as usize])
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// One event of exactly `size` bytes, at least 64.
+pub fn event(size: usize) -> String {
+    let frame = "{\"type\":\"order.created\",\"payload\":{\"pad\":\"\"}}";
+    let pad = letters(size.max(64) - frame.len());
+    format!("{{\"type\":\"order.created\",\"payload\":{{\"pad\":\"{pad}\"}}}}")
+}
+
+/// The payload of such an event.
+pub fn payload(size: usize) -> String {
+    let frame = "{\"type\":\"order.created\",\"payload\":{\"pad\":\"\"}}";
+    format!("{{\"pad\":\"{}\"}}", letters(size.max(64) - frame.len()))
+}
+
+/// What one request sends.
+pub fn request(key: &str, size: usize, bulk: Option<usize>) -> Vec<u8> {
+    let (path, body) = match bulk {
+        None => ("/send-event", event(size)),
+        Some(n) => ("/send-events", format!("[{}]", vec![event(size); n].join(","))),
+    };
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: load\r\nContent-Type: application/json\r\nx-api-key: {key}\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    (head + &body).into_bytes()
+}
+
+/// The beginning of `buffer`, if it is a whole answer: its status and length.
+pub fn answer(buffer: &[u8]) -> Option<Answer> {
+    let head = find(buffer, b"\r\n\r\n")?;
+    let status = std::str::from_utf8(buffer.get(9..12)?).ok()?.parse().ok()?;
+    let body = head + 4;
+    if let Some(length) = header(&buffer[..head + 2], b"content-length:") {
+        let length = body + length.parse::<usize>().ok()?;
+        return (buffer.len() >= length).then_some(Answer { status, length });
+    }
+    // Chunked: nothing is asked for before it has come, so it ends where the buffer does.
+    buffer.ends_with(b"\r\n0\r\n\r\n").then_some(Answer { status, length: buffer.len() })
+}
+
+/// A whole answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    /// Bytes of head and body.
+    pub length: usize,
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len()).position(|window| window == needle)
+}
+
+/// The value of a header, by its name in small letters with the colon, from lines that each end in CRLF.
+fn header<'a>(head: &'a [u8], name: &[u8]) -> Option<&'a str> {
+    let lines = head.split(|byte| *byte == b'\n');
+    let line = lines
+        .filter(|line| line.len() > name.len())
+        .find(|line| line[..name.len()].eq_ignore_ascii_case(name))?;
+    Some(std::str::from_utf8(&line[name.len()..]).ok()?.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_has_its_size() {
+        for size in [64, 300, 4096] {
+            assert_eq!(event(size).len(), size);
+        }
+        assert!(event(300).contains(&payload(300)));
+        let many = request("k", 300, Some(3));
+        assert!(many.ends_with(b"]") && many.len() > 900);
+    }
+
+    #[test]
+    fn an_answer_ends_where_it_says() {
+        let whole = b"HTTP/1.1 201 Created\r\nContent-Type: x\r\nContent-Length: 5\r\n\r\nhello";
+        for n in 0..whole.len() {
+            assert_eq!(answer(&whole[..n]), None, "{n}");
+        }
+        assert_eq!(answer(whole), Some(Answer { status: 201, length: whole.len() }));
+        let chunked = b"HTTP/1.1 503 Busy\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+        assert_eq!(answer(&chunked[..chunked.len() - 1]), None);
+        assert_eq!(answer(chunked), Some(Answer { status: 503, length: chunked.len() }));
+    }
+}
