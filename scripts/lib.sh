@@ -148,17 +148,24 @@ find_redis() {
     return 1
 }
 
-# prepare [valgrind]: makes the machine ready, after saying what it lacks. Installs nothing where nothing is missing.
-# valgrind is only for who asks for it, and only where it can be installed without more ado: nothing else needs it.
+# prepare [valgrind] [k6]: makes the machine ready, after saying what it lacks. Installs nothing where nothing is missing.
+# What k6 is built with is only for who asks for it. So is valgrind, and only where it can be installed without more ado: nothing else needs it.
 prepare() {
     local packages='' missing='' rust=''
     find_rust || rust=missing
     find_cc || missing="$missing cc"
     find_postgres || missing="$missing postgres"
     find_redis || missing="$missing redis"
-    if [ "${1:-}" = valgrind ] && have apt-get; then
-        have valgrind || missing="$missing valgrind"
-    fi
+    case " $* " in *' valgrind '*) ! have apt-get || have valgrind || missing="$missing valgrind" ;; esac
+    case " $* " in
+        *' k6 '*)
+            # To fetch Go, which builds it.
+            if ! find_k6_here && ! have go; then
+                have curl || missing="$missing curl"
+                have unzip || missing="$missing unzip"
+            fi
+            ;;
+    esac
     # To fetch the Rust installer, and then the crates.
     if [ -n "$rust" ] && ! have rustup; then
         have curl || missing="$missing curl"
@@ -177,6 +184,68 @@ prepare() {
     fi
     [ -z "$rust" ] || install_rust
     choose_network
+}
+
+# --- k6 ------------------------------------------------------------------------------------------------------------
+
+# The one place that says which k6 the load tests are written for.
+k6_version=v1.8.1
+k6=''
+k6_missing="k6 $k6_version is not here and could not be built: that needs a network, once, and curl and unzip where there is no Go"
+
+# For where there is no Go, or one that is too old to build that k6: the toolchain as the Go module proxy has it.
+go_version=go1.26.0
+
+# find_k6_here: finds k6 $k6_version, if it is here.
+find_k6_here() {
+    if have k6 && k6 version 2>/dev/null | grep -q "$k6_version[ ,]"; then
+        k6=k6
+        return 0
+    fi
+    k6=${XDG_CACHE_HOME:-$HOME/.cache}/eventpulse/k6-$k6_version/k6
+    [ -x "$k6" ]
+}
+
+# find_k6: finds k6 $k6_version, or has Go build it into the user's cache: about two minutes, once.
+find_k6() {
+    local cache=${XDG_CACHE_HOME:-$HOME/.cache}/eventpulse go
+    ! find_k6_here || return 0
+    go=$(find_go "$cache") || return 1
+    say "building k6 $k6_version by Go, into $cache"
+    mkdir -p "$cache/k6-$k6_version"
+    # Into place in one step, so that an interrupted build leaves nothing half.
+    GOBIN=$cache/k6-new GOFLAGS='' step "go install k6" "$go" install "go.k6.io/k6@$k6_version" </dev/null || return 1
+    mv "$cache/k6-new/k6" "$k6"
+}
+
+# find_go CACHE: prints the path of a Go from 1.21 on, which fetches by itself the newer one that a module asks for.
+find_go() {
+    local cache=$1 proxy name machine
+    if have go && go version 2>/dev/null | grep -Eq 'go(1\.2[1-9]|1\.[3-9][0-9]|[2-9])'; then
+        command -v go
+        return 0
+    fi
+    case $(uname -m) in
+        x86_64) machine=amd64 ;;
+        aarch64 | arm64) machine=arm64 ;;
+        *) return 1 ;;
+    esac
+    name=v0.0.1-$go_version.$(uname -s | tr '[:upper:]' '[:lower:]')-$machine
+    if [ ! -x "$cache/$name/bin/go" ]; then
+        have curl && have unzip || return 1
+        proxy=${GOPROXY:-https://proxy.golang.org}
+        warn "installing Go ($go_version) into $cache, to build k6"
+        mkdir -p "$cache"
+        curl --silent --show-error --fail --location --output "$cache/$name.zip" \
+            "${proxy%%[,|]*}/golang.org/toolchain/@v/$name.zip" || return 1
+        rm -rf "$cache/unzipped"
+        unzip -q "$cache/$name.zip" -d "$cache/unzipped" || return 1
+        # A module's files have no mode.
+        chmod -R u+x "$cache/unzipped/golang.org/toolchain@$name/bin" "$cache/unzipped/golang.org/toolchain@$name/pkg/tool"
+        mv "$cache/unzipped/golang.org/toolchain@$name" "$cache/$name"
+        rm -rf "$cache/$name.zip" "$cache/unzipped"
+    fi
+    printf '%s\n' "$cache/$name/bin/go"
 }
 
 # --- Debian and Ubuntu ---------------------------------------------------------------------------------------------
@@ -202,8 +271,12 @@ apt_packages() {
                 warn "installing valgrind, to count instructions"
                 printf ' valgrind'
                 ;;
+            unzip)
+                warn "installing unzip, to unpack Go, which builds k6"
+                printf ' unzip'
+                ;;
             curl)
-                warn "installing curl, to fetch Rust (curl, ca-certificates)"
+                warn "installing curl, to fetch Rust or Go (curl, ca-certificates)"
                 printf ' curl ca-certificates'
                 ;;
         esac
