@@ -127,6 +127,7 @@ async fn both_formats_are_accepted_in_order_and_delivered_once() {
     }
     app.settled().await;
     assert_eq!(app.metric("eventpulse_sweep_missing_total"), 0.0);
+    assert_eq!(app.metric("eventpulse_recover_leftovers_total"), 0.0, "sent at once, not found later");
     app.stop().await;
 }
 

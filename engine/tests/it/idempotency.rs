@@ -152,6 +152,38 @@ async fn the_same_key_at_once_is_one_event() {
     delivered_once(&receiver, &ids).await;
 }
 
+/// A key that is new and comes twice into one transaction: the second can neither be inserted nor be another's.
+#[tokio::test]
+async fn the_same_new_key_twice_in_one_transaction_is_one_event() {
+    let app = Arc::new(App::start("twice").await);
+    let receiver = Receiver::start().await;
+    let account = app.register(&receiver.url("/")).await;
+    let db = postgres(&app.database).await;
+    let mut ids = keyed(&app, "/send-event", &account.key, "first", event("a", "0")).await.ids();
+    // While a commit waits for this lock, the others gather.
+    db.batch_execute("BEGIN; LOCK TABLE batches IN SHARE MODE").await.unwrap();
+    let mut calls = JoinSet::new();
+    for n in 0..13 {
+        let (app, api) = (app.clone(), account.key.clone());
+        calls.spawn(async move {
+            // One goes ahead; then three with one key, three with another, and so on.
+            let key = if n == 0 { "ahead".to_owned() } else { format!("key-{}", n % 4) };
+            keyed(&app, "/send-event", &api, &key, event("a", "1")).await
+        });
+        tokio::time::sleep(Duration::from_millis(if n == 0 { 300 } else { 10 })).await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    db.batch_execute("COMMIT").await.unwrap();
+    let answers = calls.join_all().await;
+    let firsts: Vec<&Answer> = answers.iter().filter(|answer| !is_replayed(answer)).collect();
+    assert_eq!(firsts.len(), 5);
+    ids.extend(firsts.iter().flat_map(|answer| answer.ids()));
+    let known = answers.iter().all(|answer| ids.contains(&answer.ids()[0]));
+    assert!(known, "replays have the ids of a first answer");
+    assert_eq!(count(&db, "SELECT count(*) FROM events").await, 6);
+    delivered_once(&receiver, &ids).await;
+}
+
 /// Two processes that took keys in orders of their own would wait for each other for ever.
 #[tokio::test]
 async fn keys_in_any_order_from_two_processes_are_one_event_each() {
@@ -159,6 +191,9 @@ async fn keys_in_any_order_from_two_processes_are_one_event_each() {
     let apps = pair("anyorder").await;
     let receiver = Receiver::start().await;
     let account = apps[0].register(&receiver.url("/")).await;
+    let db = postgres(&apps[0].database).await;
+    // While the first commit of each waits for this lock, all others gather for the second.
+    db.batch_execute("BEGIN; LOCK TABLE idempotency_keys IN SHARE MODE").await.unwrap();
     let mut seed = 0x5eed_u64;
     let mut calls = JoinSet::new();
     for app in &apps {
@@ -167,35 +202,35 @@ async fn keys_in_any_order_from_two_processes_are_one_event_each() {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             order.swap(i, (seed >> 33) as usize % (i + 1));
         }
-        // Groups of several form because each sender has its next one ready.
-        for part in order.chunks(KEYS / 20) {
-            let (app, api, part) = (app.clone(), account.key.clone(), part.to_vec());
+        for key in order {
+            let (app, api) = (app.clone(), account.key.clone());
             calls.spawn(async move {
-                let mut answers = Vec::new();
-                for key in part {
-                    let (path, body) = match key % 4 {
-                        0 => ("/send-events", array(&vec![event("k", &key.to_string()); 300])),
-                        _ => ("/send-event", event("k", &key.to_string())),
-                    };
-                    let answer = keyed(&app, path, &api, &format!("key-{key}"), body).await;
-                    assert_eq!(answer.status, 201, "key {key}: {}", answer.text);
-                    answers.push((key, answer.ids(), is_replayed(&answer)));
-                }
-                answers
+                let (path, body) = match key % 4 {
+                    0 => ("/send-events", array(&vec![event("k", &key.to_string()); 300])),
+                    _ => ("/send-event", event("k", &key.to_string())),
+                };
+                let answer = keyed(&app, path, &api, &format!("key-{key}"), body).await;
+                assert_eq!(answer.status, 201, "key {key}: {}", answer.text);
+                (key, answer.ids(), is_replayed(&answer))
             });
         }
     }
-    let mut answers: Vec<_> = calls.join_all().await.into_iter().flatten().collect();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    db.batch_execute("COMMIT").await.unwrap();
+    let mut answers = calls.join_all().await;
     answers.sort();
     assert_eq!(answers.len(), KEYS * 2);
     for pair in answers.chunks(2) {
         assert_eq!((pair[0].0, &pair[0].1), (pair[1].0, &pair[1].1), "both have the same ids");
         assert_ne!(pair[0].2, pair[1].2, "one of them is the first");
     }
-    let db = postgres(&apps[0].database).await;
     let expected = (KEYS - KEYS / 4 + KEYS / 4 * 300) as i64;
     assert_eq!(count(&db, "SELECT count(*) FROM events").await, expected);
     assert_eq!(count(&db, "SELECT count(*) FROM idempotency_keys").await, KEYS as i64);
+    // One that was broken up and tried again is not seen in the answers.
+    db.batch_execute("SELECT pg_sleep(1.2)").await.unwrap();
+    let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+    assert_eq!(count(&db, deadlocks).await, 0);
 }
 
 #[tokio::test]
@@ -310,6 +345,7 @@ async fn a_commit_that_ends_after_its_connection_is_found_and_not_repeated() {
         delivered_once(&receiver, &ids).await;
         app.settled().await;
         assert_eq!(receiver.count(), n, "{hint}");
+        assert_eq!(app.metric("eventpulse_recover_leftovers_total"), 0.0, "{hint}: sent at once");
         app.stop().await;
     }
 }

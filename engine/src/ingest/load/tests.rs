@@ -149,6 +149,16 @@ proptest! {
     }
 }
 
+/// One behind the other these have the same bytes.
+#[test]
+fn the_hash_tells_where_a_part_ends() {
+    let hash = |body: &[u8]| many(body, Format::Array).unwrap().hash();
+    let one = hash(b"[{\"type\":\"a\",\"payload\":12}]");
+    assert_ne!(one, hash(b"[{\"type\":\"a1\",\"payload\":2}]"));
+    let two = hash(b"[{\"type\":\"a\",\"payload\":1},{\"type\":\"b\",\"payload\":2}]");
+    assert_ne!(two, hash(b"[{\"type\":\"a1b\",\"payload\":2}]"));
+}
+
 #[test]
 fn the_hash_is_of_the_events_alone() {
     let plain = many(b"[{\"type\":\"a\",\"payload\":{\"x\":1}}]", Format::Array).unwrap();
