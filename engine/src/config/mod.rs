@@ -108,11 +108,12 @@ section!(
         queue_events_max: usize = 16_384,
         /// Events waiting for a commit once the queue has been long for 100 ms: what waits longer than a burst
         /// lasts is only delay. Smaller answers faster under overload, larger wastes fewer requests.
-        standing_events_max: usize = 512,
+        standing_events_max: usize = 128,
         /// Bytes waiting for a commit. Past it a producer gets 503 at once.
         queue_bytes_max: usize = 64 << 20,
-        /// Events of one group commit, at most 1,024 (one block of ids).
-        batch_events_max: usize = 1024,
+        /// Events of one group commit, at most 1,024 (one block of ids). Larger gains little, and who waits for the
+        /// commit waits for all of it.
+        batch_events_max: usize = 256,
         /// Payload bytes of one group commit; a batch always takes at least one event.
         batch_bytes_max: usize = 4 << 20,
         /// Group commits in flight at once, each with a connection of its own.

@@ -12,9 +12,9 @@ use tokio::time::Instant;
 
 use crate::{ingest, model::AccountId};
 
-/// A refused client's next event on the same connection is not looked at before. The refusal itself is given at once
-/// and asks for a second's patience; a client that has none would otherwise spend on refusals the processor time
-/// that accepted events need. One connection can draw ten refusals a second in place of thousands.
+/// A second refusal on a connection comes no sooner after the first. The first is given at once and asks for a second's
+/// patience; a client that has none would otherwise spend on refusals the processor time that accepted events need. One
+/// connection can draw ten refusals a second in place of thousands. What can be accepted is never held up by it.
 const PACE: Duration = Duration::from_millis(100);
 
 /// One connection of a client, or of a proxy with many clients behind it.
@@ -25,7 +25,7 @@ pub struct Connection {
 
 #[derive(Clone, Copy)]
 struct Refused {
-    /// None when the queue was full for everybody. A proxy's connection serves other accounts meanwhile.
+    /// None when the queue was full for everybody. A proxy's connection serves other accounts as before.
     account: Option<AccountId>,
     until: Instant,
 }
@@ -52,24 +52,20 @@ impl Connection {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a refusal, if it is one that another request soon after would meet again.
-    pub(super) fn note(&self, account: AccountId, error: &ingest::Error) {
-        let account = match error {
+    /// Waits until a refusal of `account` may be told, which for the first is at once.
+    pub(super) async fn refuse(&self, account: AccountId, error: &ingest::Error) {
+        let whose = match error {
             ingest::Error::Full => None,
             ingest::Error::Share => Some(account),
+            // These took their time already.
             _ => return,
         };
-        *self.refusal() = Some(Refused { account, until: Instant::now() + PACE });
-    }
-
-    /// Waits until an event of `account` may be looked at, which is mostly at once.
-    pub(super) async fn pace(&self, account: AccountId) {
-        let refused = *self.refusal();
-        if let Some(refused) = refused.filter(|r| r.account.is_none_or(|whose| whose == account)) {
+        let before = *self.refusal();
+        if let Some(before) = before.filter(|b| b.account.is_none_or(|other| other == account)) {
             // Boxed, because every request carries this future and hardly any needs it.
-            Box::pin(tokio::time::sleep_until(refused.until)).await;
-            *self.refusal() = None;
+            Box::pin(tokio::time::sleep_until(before.until)).await;
         }
+        *self.refusal() = Some(Refused { account: whose, until: Instant::now() + PACE });
     }
 }
 
@@ -78,21 +74,19 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn only_who_was_refused_waits_and_only_once() {
+    async fn the_first_refusal_is_told_at_once_and_the_next_are_paced() {
         let connection = Connection::new();
         let start = Instant::now();
-        connection.pace(AccountId(1)).await;
-        connection.note(AccountId(1), &ingest::Error::Share);
-        connection.pace(AccountId(2)).await;
-        assert_eq!(start.elapsed(), Duration::ZERO);
-        connection.pace(AccountId(1)).await;
-        connection.pace(AccountId(1)).await;
+        connection.refuse(AccountId(1), &ingest::Error::Share).await;
+        connection.refuse(AccountId(1), &ingest::Error::Late).await;
+        connection.refuse(AccountId(2), &ingest::Error::Share).await;
+        assert_eq!(start.elapsed(), Duration::ZERO, "one account's refusal is not another's");
+        connection.refuse(AccountId(2), &ingest::Error::Full).await;
         assert_eq!(start.elapsed(), PACE);
-        connection.note(AccountId(1), &ingest::Error::Full);
-        connection.pace(AccountId(2)).await;
+        connection.refuse(AccountId(1), &ingest::Error::Full).await;
         assert_eq!(start.elapsed(), PACE * 2, "a full queue is everybody's");
-        connection.note(AccountId(1), &ingest::Error::Late);
-        connection.pace(AccountId(1)).await;
-        assert_eq!(start.elapsed(), PACE * 2, "a commit that came late says nothing of the next");
+        tokio::time::sleep(PACE).await;
+        connection.refuse(AccountId(1), &ingest::Error::Full).await;
+        assert_eq!(start.elapsed(), PACE * 3, "after a while it is told at once again");
     }
 }

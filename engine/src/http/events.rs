@@ -20,7 +20,6 @@ pub(super) async fn send(
     request: &mut Request<Incoming>,
 ) -> Result<Response<Body>, ApiError> {
     let owner = gateway.owner(request.headers()).await?;
-    connection.pace(owner.account).await;
     let asked = Asked::of(request.headers())?;
     if asked.key.is_some() {
         // Boxed, because every request carries this future and few need it.
@@ -31,10 +30,14 @@ pub(super) async fn send(
     let (kind, payload) = (draft.kind.clone(), draft.payload.clone());
     // A full queue may hold one batch that takes its whole time before ours does.
     let patience = gateway.config.ingest.commit_timeout * 2;
-    let receipt = tokio::time::timeout(patience, gateway.queue.submit(owner.account, draft))
-        .await
-        .unwrap_or(Err(ingest::Error::Late))
-        .inspect_err(|error| connection.note(owner.account, error))?;
+    let receipt = match tokio::time::timeout(patience, gateway.queue.submit(owner.account, draft)).await {
+        Ok(Ok(receipt)) => receipt,
+        Ok(Err(error)) => {
+            connection.refuse(owner.account, &error).await;
+            return Err(error.into());
+        }
+        Err(_) => return Err(ingest::Error::Late.into()),
+    };
     let payload = (!asked.minimal).then_some(&payload[..]);
     let mut out = Vec::with_capacity(payload.map_or(0, <[u8]>::len) + kind.len() + 128);
     out.extend_from_slice(b"{\"ok\":true,\"event\":");

@@ -43,7 +43,6 @@ pub(super) async fn send_many(
     request: &mut Request<Incoming>,
 ) -> Result<Response<Body>, ApiError> {
     let owner = gateway.owner(request.headers()).await?;
-    connection.pace(owner.account).await;
     let asked = Asked::of(request.headers())?;
     let format = body::format(request.headers())?;
     let config = &gateway.config;
@@ -87,9 +86,13 @@ async fn submit(
     // A full queue may hold one transaction that takes its whole time before ours does.
     let patience = gateway.config.ingest.commit_timeout * 2;
     let submitted = gateway.counter.submit(account, load.clone(), key);
-    let receipts = tokio::time::timeout(patience, submitted)
-        .await
-        .unwrap_or(Err(ingest::Error::Late))
-        .inspect_err(|error| connection.note(account, error))?;
+    let receipts = match tokio::time::timeout(patience, submitted).await {
+        Ok(Ok(receipts)) => receipts,
+        Ok(Err(error)) => {
+            connection.refuse(account, &error).await;
+            return Err(error.into());
+        }
+        Err(_) => return Err(ingest::Error::Late.into()),
+    };
     Ok((load, receipts))
 }
