@@ -152,14 +152,10 @@ impl Engine {
             ("ALLOW_PRIVATE_TARGETS".to_owned(), "true".to_owned()),
         ]);
         environment.extend(settings.iter().cloned());
-        let migrated = Command::new(program)
-            .arg("migrate")
-            .envs(&environment)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()?;
-        if !migrated.success() {
-            return Err(format!("{} migrate failed", program.display()).into());
+        let migrated = Command::new(program).arg("migrate").envs(&environment).output()?;
+        if !migrated.status.success() {
+            let why = String::from_utf8_lossy(&migrated.stderr).into_owned();
+            return Err(format!("{} migrate failed: {}", program.display(), why.trim()).into());
         }
         let mut command = Command::new(program);
         command.arg("serve").envs(&environment).stdin(Stdio::null());
