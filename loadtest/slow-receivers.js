@@ -5,7 +5,7 @@
 import http from 'k6/http';
 import { Counter, Trend } from 'k6/metrics';
 import { check, sleep } from 'k6';
-import { begin, committedSince, duplicates, env, honest, ledger, lost, register, send, summary, trend, unsigned } from './lib/eventpulse.js';
+import { begin, committedSince, duplicates, env, finished, honest, ledger, lost, register, send, summary, trend, unsigned } from './lib/eventpulse.js';
 
 const healthy = new Counter('healthy_accepted');
 // From the last healthy event sent until the receiver had all of them.
@@ -64,6 +64,7 @@ export function teardown({ before, well: key }) {
   duplicates.add(now.duplicates - before.ledger.duplicates);
   unsigned.add(now.badSignatures - before.ledger.badSignatures);
   check(now, { 'all of the healthy account arrived': () => missing === 0 });
+  finished.add(1);
 }
 
 // The account's events, page by page.

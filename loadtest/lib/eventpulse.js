@@ -18,6 +18,8 @@ export const answered = new Rate('answered');
 export const lost = new Counter('lost');
 export const duplicates = new Counter('duplicates');
 export const unsigned = new Counter('unsigned');
+// Raised last by teardown(): a counter without samples counts as 0, so a teardown that broke would look like a good one.
+export const finished = new Counter('finished');
 // What the engine counted, for scripts/load to compare with `accepted`.
 export const committed = new Counter('committed');
 
@@ -30,6 +32,7 @@ export const honest = {
   lost: ['count==0'],
   duplicates: ['count==0'],
   unsigned: ['count==0'],
+  finished: ['count==1'],
 };
 
 export function env(name, otherwise) {
@@ -107,6 +110,7 @@ export function settle(before, { copies = 1, seconds = 60, hook = null } = {}) {
     'all signed': () => now.badSignatures === 0 && now.unsigned === 0,
     'the ledger did not overflow': () => !now.overflow,
   });
+  finished.add(1);
 }
 
 // One table, and all of it as JSON.
