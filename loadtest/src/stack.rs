@@ -20,6 +20,15 @@ use crate::cpu::Pids;
 /// Any error: these are tools, and their caller prints it.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
+/// A setting of the engine as it is given on a command line.
+///
+/// # Errors
+/// When it is not of the form NAME=VALUE: left out, it would be measured as if it had been set.
+pub fn setting(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    pair.map(|(name, value)| (name.to_owned(), value.to_owned())).ok_or_else(|| "not NAME=VALUE".to_owned())
+}
+
 /// How long a process may take to serve, and to end.
 const PATIENCE: Duration = Duration::from_secs(60);
 

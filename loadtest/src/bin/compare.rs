@@ -12,7 +12,7 @@ use eventpulse_loadtest::{
     },
     generator::{self, Load},
     receiver::Summary,
-    stack::{Engine, Error, Process, Servers, client, register, sibling},
+    stack::{Engine, Error, Process, Servers, client, register, setting, sibling},
 };
 use serde_json::json;
 
@@ -37,8 +37,8 @@ struct Options {
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// A setting of the engine, as NAME=VALUE in its environment.
-    #[arg(long = "set")]
-    settings: Vec<String>,
+    #[arg(long = "set", value_parser = setting)]
+    settings: Vec<(String, String)>,
     #[arg(long)]
     json: Option<PathBuf>,
 }
@@ -53,15 +53,9 @@ async fn main() -> Result<(), Error> {
 }
 
 async fn measure(options: &Options, servers: &Servers) -> Result<(), Error> {
-    let settings: Vec<(String, String)> = options
-        .settings
-        .iter()
-        .filter_map(|setting| {
-            setting.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()))
-        })
-        .collect();
     let url = servers.database("compare").await?;
-    let engine = Engine::start(&options.engine, "api", &url, &servers.redis.url(), &settings, &servers.dir)?;
+    let engine =
+        Engine::start(&options.engine, "api", &url, &servers.redis.url(), &options.settings, &servers.dir)?;
     let client = client()?;
     let mut keys = Vec::with_capacity(options.accounts);
     for _ in 0..options.accounts.max(1) {
@@ -84,7 +78,7 @@ async fn measure(options: &Options, servers: &Servers) -> Result<(), Error> {
         rounds.push(bench.round(n, &terms).await?);
     }
     engine.process.stop();
-    let exact = exact(options, servers, &settings).await?;
+    let exact = exact(options, servers).await?;
     print(&terms, &rounds, &exact);
     if let Some(path) = &options.json {
         let facts = facts(&postgres, options).await?;
@@ -96,15 +90,12 @@ async fn measure(options: &Options, servers: &Servers) -> Result<(), Error> {
 }
 
 /// A run with both roles: what was accepted, and what the receiver got of it.
-async fn exact(
-    options: &Options,
-    servers: &Servers,
-    settings: &[(String, String)],
-) -> Result<serde_json::Value, Error> {
+async fn exact(options: &Options, servers: &Servers) -> Result<serde_json::Value, Error> {
     let client = client()?;
     let (receiver, receiver_url) = Process::that_says(&sibling("load-receiver")?, &[])?;
     let url = servers.database("exact").await?;
-    let engine = Engine::start(&options.engine, "both", &url, &servers.redis.url(), settings, &servers.dir)?;
+    let engine =
+        Engine::start(&options.engine, "both", &url, &servers.redis.url(), &options.settings, &servers.dir)?;
     let account = register(&client, engine.gateway, &format!("{receiver_url}/hook/main")).await?;
     client
         .put(format!("{receiver_url}/secrets/main"))

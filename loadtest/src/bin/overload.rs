@@ -7,7 +7,7 @@ use eventpulse_loadtest::{
     compare::parts,
     cpu::resident_kib,
     generator::{self, Load, Report},
-    stack::{Engine, Error, Servers, client, register},
+    stack::{Engine, Error, Servers, client, register, setting},
 };
 
 #[derive(Parser)]
@@ -24,8 +24,8 @@ struct Options {
     #[arg(long, default_value_t = 500.0)]
     quiet: f64,
     /// A setting of the engine, as NAME=VALUE in its environment.
-    #[arg(long = "set")]
-    settings: Vec<String>,
+    #[arg(long = "set", value_parser = setting)]
+    settings: Vec<(String, String)>,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -38,15 +38,9 @@ async fn main() -> Result<(), Error> {
 }
 
 async fn overload(options: &Options, servers: &Servers) -> Result<(), Error> {
-    let settings: Vec<(String, String)> = options
-        .settings
-        .iter()
-        .filter_map(|setting| {
-            setting.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()))
-        })
-        .collect();
     let url = servers.database("overload").await?;
-    let engine = Engine::start(&options.engine, "api", &url, &servers.redis.url(), &settings, &servers.dir)?;
+    let engine =
+        Engine::start(&options.engine, "api", &url, &servers.redis.url(), &options.settings, &servers.dir)?;
     let client = client()?;
     let loud = register(&client, engine.gateway, "http://127.0.0.1:9/hook").await?.key;
     let quiet = register(&client, engine.gateway, "http://127.0.0.1:9/hook").await?.key;

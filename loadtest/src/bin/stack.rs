@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use eventpulse_loadtest::stack::{Engine, Error, Process, Servers, client, register, sibling};
+use eventpulse_loadtest::stack::{Engine, Error, Process, Servers, client, register, setting, sibling};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 
@@ -17,26 +17,25 @@ struct Options {
     #[arg(long, default_value = "both")]
     role: String,
     /// A setting of the engine, as NAME=VALUE in its environment.
-    #[arg(long = "set")]
-    settings: Vec<String>,
+    #[arg(long = "set", value_parser = setting)]
+    settings: Vec<(String, String)>,
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     let options = Options::parse();
-    let settings: Vec<(String, String)> = options
-        .settings
-        .iter()
-        .filter_map(|setting| {
-            setting.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()))
-        })
-        .collect();
     let servers = Servers::start()?;
     let database_url = servers.database("load").await?;
     let redis_url = servers.redis.url();
     let (receiver, receiver_url) = Process::that_says(&sibling("load-receiver")?, &[])?;
-    let engine =
-        Engine::start(&options.engine, &options.role, &database_url, &redis_url, &settings, &servers.dir)?;
+    let engine = Engine::start(
+        &options.engine,
+        &options.role,
+        &database_url,
+        &redis_url,
+        &options.settings,
+        &servers.dir,
+    )?;
     let client = client()?;
     let account = register(&client, engine.gateway, &format!("{receiver_url}/hook/main")).await?;
     let told = client.put(format!("{receiver_url}/secrets/main")).body(account.secret).send().await?;
