@@ -27,8 +27,6 @@ struct Batcher {
     /// The first id of the next batch.
     next: i64,
     owner: i64,
-    /// First ids of batches whose mark the next commit carries: here always the one before.
-    marks: Vec<i64>,
 }
 
 impl Batcher {
@@ -41,18 +39,17 @@ impl Batcher {
             link.warm_commit().await.expect("a connection");
             (link, owner)
         });
-        Batcher { runtime, link, next: BLOCK, owner, marks: Vec::new() }
+        Batcher { runtime, link, next: BLOCK, owner }
     }
 
     /// The time of `rounds` commits. Only the ids differ between them.
     fn commit(&mut self, rounds: u64, insert: &mut Insert) -> Duration {
-        let Batcher { runtime, link, next, owner, marks, .. } = self;
+        let Batcher { runtime, link, next, owner, .. } = self;
         runtime.block_on(async {
             let start = Instant::now();
             for _ in 0..rounds {
                 insert.first = *next;
-                link.commit(insert, *owner, marks, false).await.expect("committed");
-                *marks = vec![insert.first];
+                link.commit(insert, *owner, false).await.expect("committed");
                 *next += i64::from(insert.len());
             }
             start.elapsed()

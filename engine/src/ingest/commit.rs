@@ -15,9 +15,6 @@ use crate::{
     stream,
 };
 
-/// Marks one commit carries.
-const MARKS_MAX: usize = 1024;
-
 /// What the commits of a gateway share.
 #[derive(Clone)]
 pub struct Commits {
@@ -199,20 +196,13 @@ impl Committer {
             return Ok(committed);
         }
         let start = Instant::now();
-        let marks = self.commits.stream.take_marks(MARKS_MAX);
         let want_block = self.ids.wants_block(start);
-        let outcome = self.link.commit(insert, self.commits.owner, &marks, want_block).await;
-        match &outcome {
-            Ok(committed) => {
-                self.commits.stream.marked(&marks);
-                if let Some(block) = committed.block {
-                    self.ids.bring(block, start);
-                }
-                self.commits.metrics.ingest.commit_seconds.record(start.elapsed().as_secs_f64());
-            }
-            Err(_) => self.commits.stream.unmarked(marks),
+        let committed = self.link.commit(insert, self.commits.owner, want_block).await?;
+        if let Some(block) = committed.block {
+            self.ids.bring(block, start);
         }
-        outcome
+        self.commits.metrics.ingest.commit_seconds.record(start.elapsed().as_secs_f64());
+        Ok(committed)
     }
 }
 

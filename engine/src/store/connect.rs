@@ -69,7 +69,8 @@ impl Address {
         options.push_str(" -c synchronous_commit=on -c client_encoding=UTF8");
         // Every join of ours looks a few rows up by an index. A plan made while a table was empty, as `scheduled`
         // is when all is well, would otherwise go on scanning it once it is not.
-        options.push_str(" -c enable_hashjoin=off -c enable_mergejoin=off");
+        // And no statement of ours is worth compiling: that takes 50 ms and is decided by an estimate.
+        options.push_str(" -c enable_hashjoin=off -c enable_mergejoin=off -c jit=off");
         if let Some(schema) = &schema {
             options.push_str(&format!(" -c search_path={schema}"));
         }

@@ -11,27 +11,24 @@ use crate::model::{AccountId, Batch, Event, EventId, Span, Timestamp, WebhookId}
 /// Ids a block holds; the sequence counts blocks.
 pub const BLOCK: i64 = 1024;
 
-/// Events and their batch row in one statement: one round trip, one implicit transaction. It also carries
-/// the marks of batches streamed since the last one, and fetches the next block of ids when asked to.
+/// Events and their batch row in one statement: one round trip, one implicit transaction. It also fetches the next
+/// block of ids when asked to.
 ///
 /// `created_at` and the configuration version are read by the statement itself, so that no node's clock
 /// and no cache decides which webhooks an event is owed to.
 const COMMIT: &str = "
-WITH seen AS MATERIALIZED (
-    SELECT config_version, date_trunc('milliseconds', clock_timestamp()) AS at FROM engine_state
+WITH batch AS (
+    INSERT INTO batches (first_id, last_id, n, owner, config_version, created_at)
+    SELECT $1::bigint, $1::bigint + $5::int - 1, $5::int, $6::bigint, config_version,
+        date_trunc('milliseconds', clock_timestamp())
+    FROM engine_state
+    RETURNING config_version, created_at
 ), inserted AS (
     INSERT INTO events (id, account_id, type, payload, created_at)
-    SELECT $1::bigint + e.n - 1, e.account, e.type, e.payload, seen.at
-    FROM seen, unnest($2::bigint[], $3::text[], $4::text[]) WITH ORDINALITY AS e (account, type, payload, n)
-), batch AS (
-    INSERT INTO batches (first_id, last_id, n, owner, config_version, created_at)
-    SELECT $1::bigint, $1::bigint + $5::int - 1, $5::int, $6::bigint, config_version, at FROM seen
-), marked AS (
-    UPDATE batches SET state = 1 WHERE first_id IN (
-        SELECT first_id FROM batches WHERE first_id = ANY ($7::bigint[]) AND owner = $6::bigint AND state = 0
-        FOR UPDATE SKIP LOCKED)
+    SELECT $1::bigint + e.n - 1, e.account, e.type, e.payload, batch.created_at
+    FROM batch, unnest($2::bigint[], $3::text[], $4::text[]) WITH ORDINALITY AS e (account, type, payload, n)
 )
-SELECT config_version, at, CASE WHEN $8 THEN nextval('event_id_blocks') END FROM seen";
+SELECT config_version, created_at, CASE WHEN $7 THEN nextval('event_id_blocks') END FROM batch";
 
 const LOOK_UP: &str = "SELECT config_version, created_at, NULL::bigint FROM batches
     WHERE first_id = $1 AND n = $2 AND owner = $3";
@@ -91,12 +88,11 @@ impl Link {
         self.warm(COMMIT).await
     }
 
-    /// Commits a batch of `owner`, with the marks of `streamed` batches.
+    /// Commits a batch of `owner`.
     pub async fn commit(
         &mut self,
         insert: &Insert,
         owner: i64,
-        streamed: &[i64],
         want_block: bool,
     ) -> Result<Committed, Error> {
         let rows = self
@@ -109,7 +105,6 @@ impl Link {
                     &insert.payloads,
                     &insert.len(),
                     &owner,
-                    &streamed,
                     &want_block,
                 ],
             )
@@ -123,7 +118,7 @@ impl Link {
         Ok(rows.first().map(Committed::from_row))
     }
 
-    /// Marks batches as streamed in a statement of its own, when no commit comes to carry the marks.
+    /// Marks batches of `owner` as streamed, those that are still there and still `owner`'s.
     pub async fn mark(&mut self, streamed: &[i64], owner: i64) -> Result<(), Error> {
         self.query(MARK, &[&streamed, &owner]).await?;
         Ok(())

@@ -69,7 +69,7 @@ impl Handle {
         lock(&self.shared.known).contains(&span.first.0)
     }
 
-    /// Takes up to `max` marks that a commit is to carry. They come back by [`marked`](Handle::marked) or
+    /// Takes up to `max` marks to be written. They come back by [`marked`](Handle::marked) or
     /// [`unmarked`](Handle::unmarked).
     pub fn take_marks(&self, max: usize) -> Vec<i64> {
         let mut marks = lock(&self.shared.marks);
@@ -85,7 +85,7 @@ impl Handle {
         }
     }
 
-    /// The commit that carried the marks failed.
+    /// The marks could not be written.
     pub fn unmarked(&self, firsts: Vec<i64>) {
         lock(&self.shared.marks).extend(firsts);
     }
