@@ -18,6 +18,9 @@ const WATCHDOG: Duration = Duration::from_secs(5);
 /// Pending entries looked at in one go.
 const PENDING_MAX: usize = 1000;
 
+/// Entries of one look through the stream.
+const RANGE_MAX: usize = 1000;
+
 /// The blocking reader of one shard.
 pub struct Reader {
     redis: Redis,
@@ -99,6 +102,11 @@ fn entries_of(reply: &Value) -> Result<Vec<Entry>, Error> {
         Value::Array(entries) => Ok(entries.iter().filter_map(readable).collect()),
         _ => Err(Error::Entry),
     }
+}
+
+/// How many entries a reply has, readable or not.
+fn raw_len(reply: &Value) -> usize {
+    if let Value::Array(entries) = reply { entries.len() } else { 0 }
 }
 
 /// An entry that a newer version wrote stays pending until a process that can read it claims it.
@@ -186,19 +194,32 @@ impl Claims {
         entries_of(&reply)
     }
 
+    /// How many entries there are.
+    pub async fn stream_length(&mut self) -> Result<usize, Error> {
+        Ok(redis::cmd("XLEN").arg(&self.keys.events).query_async(&mut self.connection).await?)
+    }
+
     /// First ids of the batches in the stream, oldest first, up to `limit` entries; none when there are
     /// more, because then nothing follows from a batch's absence.
     pub async fn batches_in_stream(&mut self, limit: usize) -> Result<Option<HashSet<i64>>, Error> {
-        let reply: Value = redis::cmd("XRANGE")
-            .arg(&self.keys.events)
-            .arg("-")
-            .arg("+")
-            .arg("COUNT")
-            .arg(limit + 1)
-            .query_async(&mut self.connection)
-            .await?;
-        let entries = entries_of(&reply)?;
-        Ok((entries.len() <= limit).then(|| entries.iter().map(|e| e.span.first.0).collect()))
+        let (mut found, mut from) = (HashSet::new(), "-".to_owned());
+        loop {
+            // In pages: a reply of all of them would hold Redis for as long as it takes to write, and memory here.
+            let reply: Value = redis::cmd("XRANGE")
+                .arg(&self.keys.events)
+                .arg(&from)
+                .arg("+")
+                .arg("COUNT")
+                .arg(RANGE_MAX)
+                .query_async(&mut self.connection)
+                .await?;
+            let entries = entries_of(&reply)?;
+            found.extend(entries.iter().map(|e| e.span.first.0));
+            match entries.last() {
+                Some(last) if raw_len(&reply) == RANGE_MAX && found.len() <= limit => from = format!("({}", last.id),
+                _ => return Ok((found.len() <= limit).then_some(found)),
+            }
+        }
     }
 
     /// Who holds the entry of this batch: none when it is not in the stream any more, or not found among
