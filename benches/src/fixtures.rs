@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use eventpulse::{
     ingest::Draft,
-    model::{AccountId, Event, EventId, State, Timestamp, Webhook, WebhookId},
+    model::{AccountId, Event, EventId, Own, State, Timestamp, Webhook, WebhookId},
 };
 
 /// Bytes of a small and of a large request body. The payload is all but 35 bytes of it.
@@ -78,6 +78,7 @@ pub fn webhook() -> Webhook {
         state: State::Active,
         since: 1,
         until: None,
+        own: Own::default(),
     }
 }
 

@@ -164,6 +164,23 @@ pub enum State {
     Paused,
     /// Its work is dead-lettered.
     Disabled,
+    /// As disabled, and shown to nobody.
+    Deleted,
+}
+
+/// What an account set for one webhook; the deployment's defaults stand for the rest.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Own {
+    /// Sent with each request.
+    pub headers: Vec<(String, String)>,
+    /// Requests a second, over all dispatchers.
+    pub rate_limit: Option<f64>,
+    /// Waits between attempts; one more attempt than there are.
+    pub retry: Option<Vec<Duration>>,
+    /// Of one attempt.
+    pub timeout: Option<Duration>,
+    /// Requests in flight, over all dispatchers.
+    pub in_flight_max: Option<usize>,
 }
 
 /// A webhook with what dispatch needs of it.
@@ -179,6 +196,7 @@ pub struct Webhook {
     pub state: State,
     pub since: i64,
     pub until: Option<i64>,
+    pub own: Own,
 }
 
 impl Webhook {
@@ -236,6 +254,7 @@ mod tests {
             state: State::Active,
             since,
             until,
+            own: Own::default(),
         }
     }
 

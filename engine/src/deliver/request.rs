@@ -101,6 +101,7 @@ mod tests {
             state: State::Active,
             since: 0,
             until: None,
+            own: crate::model::Own::default(),
         })
         .unwrap();
         let event = event("order.créé", b"1");

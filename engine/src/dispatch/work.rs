@@ -39,6 +39,9 @@ pub(super) async fn admit(context: &Arc<Context>, delivery: Delivery) {
         State::Disabled => {
             return dead_without_call(context, delivery, "webhook_disabled", "the webhook is disabled").await;
         }
+        State::Deleted => {
+            return dead_without_call(context, delivery, "webhook_deleted", "the webhook is deleted").await;
+        }
     }
     let lane = context.lanes.of(delivery.target.webhook.id);
     let kind = if delivery.was_scheduled { Kind::Retry } else { Kind::First };

@@ -30,7 +30,7 @@ WITH letter AS (
     UPDATE dlq_entries AS d SET requeued_at = date_trunc('milliseconds', clock_timestamp())
     FROM webhooks AS w
     WHERE d.id = $1 AND d.account_id = $2 AND d.requeued_at IS NULL
-      AND w.id = d.webhook_id AND w.state <> 'disabled'
+      AND w.id = d.webhook_id AND w.state IN ('active', 'paused')
     RETURNING d.event_id, d.webhook_id, d.round
 )
 INSERT INTO scheduled AS old (event_id, webhook_id, round, attempt, next_at, expires_at, reason)

@@ -3,10 +3,12 @@
 //! Every change raises the configuration version in its own transaction. The row lock on `engine_state`
 //! puts these transactions in order, so "version greater than mine" misses nothing.
 
+use std::time::Duration;
+
 use tokio_postgres::Row;
 
 use super::{Error, Store};
-use crate::model::{AccountId, State, Timestamp, Webhook, WebhookId};
+use crate::model::{AccountId, Own, State, Timestamp, Webhook, WebhookId};
 
 /// A webhook to be made.
 #[derive(Debug)]
@@ -50,10 +52,11 @@ SELECT id, $1, $2, $3, $4, config_version, config_version FROM a RETURNING id, a
 const DISABLE: &str = "
 WITH v AS (UPDATE engine_state SET config_version = config_version + 1 RETURNING config_version),
 w AS (UPDATE webhooks SET state = 'disabled', until_version = config_version, version = config_version,
-             disabled_reason = $2 FROM v WHERE id = $1 AND state <> 'disabled' RETURNING account_id, config_version)
+             disabled_reason = $2 FROM v WHERE id = $1 AND state NOT IN ('disabled', 'deleted') RETURNING account_id, config_version)
 UPDATE accounts SET version = config_version FROM w WHERE accounts.id = w.account_id";
 
-const COLUMNS: &str = "id, account_id, url, secret, event_types, state, since_version, until_version";
+const COLUMNS: &str = "id, account_id, url, secret, event_types, state, since_version, until_version,
+    headers, rate_limit, retry_waits_ms, timeout_ms, in_flight_max";
 
 fn made(row: &Row) -> Made {
     Made { id: row.get(0), account: row.get(1), created_at: row.get(2) }
@@ -70,10 +73,24 @@ fn webhook(row: &Row) -> Webhook {
         state: match state {
             "active" => State::Active,
             "paused" => State::Paused,
-            _ => State::Disabled,
+            "disabled" => State::Disabled,
+            _ => State::Deleted,
         },
         since: row.get(6),
         until: row.get(7),
+        own: own(row),
+    }
+}
+
+fn own(row: &Row) -> Own {
+    let ms = |ms: i64| Duration::from_millis(ms.unsigned_abs());
+    let headers: Vec<String> = row.get(8);
+    Own {
+        headers: headers.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect(),
+        rate_limit: row.get(9),
+        retry: row.get::<_, Option<Vec<i64>>>(10).map(|waits| waits.into_iter().map(ms).collect()),
+        timeout: row.get::<_, Option<i32>>(11).map(|timeout| ms(timeout.into())),
+        in_flight_max: row.get::<_, Option<i32>>(12).and_then(|max| usize::try_from(max).ok()),
     }
 }
 

@@ -216,7 +216,9 @@ impl Claims {
             let entries = entries_of(&reply)?;
             found.extend(entries.iter().map(|e| e.span.first.0));
             match entries.last() {
-                Some(last) if raw_len(&reply) == RANGE_MAX && found.len() <= limit => from = format!("({}", last.id),
+                Some(last) if raw_len(&reply) == RANGE_MAX && found.len() <= limit => {
+                    from = format!("({}", last.id)
+                }
                 _ => return Ok((found.len() <= limit).then_some(found)),
             }
         }
