@@ -32,3 +32,6 @@ CREATE TABLE webhook_health (
 ) WITH (fillfactor = 60, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
 
 CREATE INDEX dlq_entries_by_webhook ON dlq_entries (webhook_id, id DESC);
+
+-- What waits for its lane's word and not for a time (the reasons are those of SHELVED in the engine).
+CREATE INDEX scheduled_shelved ON scheduled (webhook_id, event_id) WHERE reason IN ('breaker', 'backlog', 'paused');

@@ -93,6 +93,8 @@ catalogue! {
         resumed: Counter "eventpulse_dispatch_resumed_total" "Own entries that were pending but not held.";
         fenced: Counter "eventpulse_dispatch_fenced_total" "Deliveries dropped unsent because this consumer's beat was too old.";
         held: Gauge "eventpulse_dispatch_held" "Deliveries held, from read to record.";
+        peers: Gauge "eventpulse_dispatch_peers" "Dispatchers alive, this one included: each has its part of a webhook's limits.";
+        held_slow: Gauge "eventpulse_dispatch_held_slow" "Of these, deliveries held in the slow pool.";
         held_full: Counter "eventpulse_dispatch_held_full_total" "Times reading waited because as much as allowed was held.";
     }
     Lane "Per-webhook queues." {
@@ -100,7 +102,16 @@ catalogue! {
         queued: Gauge "eventpulse_lane_queued" "Deliveries waiting in lanes.";
         parked_full: Counter "eventpulse_lane_parked_total" ["reason" = "parked"] "Deliveries moved from memory to the schedule, by reason.";
         parked_held: Counter "eventpulse_lane_parked_total" ["reason" = "held"] "Deliveries moved from memory to the schedule, by reason.";
-        parked_paused: Counter "eventpulse_lane_parked_total" ["reason" = "paused"] "Deliveries moved from memory to the schedule, by reason.";
+        shelved_breaker: Counter "eventpulse_lane_shelved_total" ["reason" = "breaker"] "Deliveries moved to the schedule until their lane pulls them, by reason.";
+        shelved_backlog: Counter "eventpulse_lane_shelved_total" ["reason" = "backlog"] "Deliveries moved to the schedule until their lane pulls them, by reason.";
+        shelved_paused: Counter "eventpulse_lane_shelved_total" ["reason" = "paused"] "Deliveries moved to the schedule until their lane pulls them, by reason.";
+        pulled: Counter "eventpulse_lane_pulled_total" "Shelved deliveries that lanes pulled back.";
+        slow: Gauge "eventpulse_lane_slow" "Lanes that draw from the slow pool.";
+        rate_waits: Counter "eventpulse_lane_rate_waits_total" "Requests that waited for their webhook's rate limit.";
+        opened: Counter "eventpulse_lane_breaker_changes_total" ["to" = "open"] "Circuit breakers that changed.";
+        closed: Counter "eventpulse_lane_breaker_changes_total" ["to" = "closed"] "Circuit breakers that changed.";
+        breakers_open: Gauge "eventpulse_lane_breakers_open" "Lanes whose circuit breaker is open.";
+        probes: Counter "eventpulse_lane_probes_total" "Deliveries sent although the breaker was open, one at a time.";
     }
     Deliver "The HTTP client." {
         delivered: Counter "eventpulse_deliver_attempts_total" ["outcome" = "delivered"] "Attempts by outcome.";

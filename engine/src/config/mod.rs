@@ -181,11 +181,21 @@ section!(
 section!(
     /// One webhook's lane in one process.
     Lane {
-        /// Requests in flight to one webhook.
+        /// Requests in flight to one webhook, over all dispatchers. A lane begins with 4, adds one with each success and
+        /// halves on a time-out.
         in_flight_max: usize = 64,
         /// Deliveries waiting in memory behind them; what exceeds it is parked in `scheduled`. At most half of
         /// `dispatch.held_max`, so that one webhook cannot take all of it.
         queue_max: usize = 8192,
+        /// Failures in a row that open a webhook's circuit breaker; a time-out counts as four. 0 switches breakers off.
+        breaker_failures: u32 = 16,
+        /// From opening to the first probe; each further one waits twice as long. Shorter notices sooner that an endpoint
+        /// is back, longer leaves it alone.
+        #[serde(with = "span")]
+        probe_first: Duration = Duration::from_secs(1),
+        /// Longest time between two probes.
+        #[serde(with = "span")]
+        probe_max: Duration = Duration::from_secs(30),
         /// Lanes without work for so long are forgotten.
         #[serde(with = "span")]
         idle: Duration = Duration::from_secs(60),

@@ -70,6 +70,10 @@ impl Config {
         need(self.http.connections_max > 0, "http.connections_max must be at least 1");
         need(self.lane.in_flight_max > 0, "lane.in_flight_max must be at least 1");
         need(
+            !self.lane.probe_first.is_zero() && self.lane.probe_first <= self.lane.probe_max,
+            "lane.probe_first must be above zero and at most lane.probe_max",
+        );
+        need(
             self.lane.queue_max * 2 <= self.dispatch.held_max,
             "lane.queue_max must be at most half of dispatch.held_max, or one slow webhook stops all others",
         );

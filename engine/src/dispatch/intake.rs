@@ -8,7 +8,12 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Context, Delivery, Permit, budget::Share, registry::Webhooks, work};
+use super::{
+    Context, Delivery, Permit,
+    budget::{Ask, Bytes, Refusal},
+    registry::Webhooks,
+    work,
+};
 use crate::{
     ingest::Ring,
     model::{AccountId, Batch, Event, Key, Span, Try},
@@ -51,7 +56,7 @@ impl Intake {
                 self.context.first_budget.room().await;
                 if !group {
                     // A consumer without a beat is robbed by the others, so the beat comes before the first read.
-                    claims.beat().await?;
+                    claims.beat(self.context.config.dispatch.dead_after).await?;
                     reader.make_group().await?;
                     group = true;
                 }
@@ -182,15 +187,16 @@ impl Intake {
         context.metrics.dispatch.orphans.increment(missing as u64);
         let mut unmatched = 0;
         for event in batch.events {
-            let (mut matched, mut bytes) = (false, None);
+            let (mut matched, mut bytes) = (false, Bytes::default());
             let webhooks = accounts.get(&event.account).map_or(&[][..], |w| w.as_slice());
             for target in webhooks.iter().filter(|t| t.webhook.eligible(&event.kind, entry.span.version)) {
                 matched = true;
                 if settled.contains(&(event.id, target.webhook.id)) {
                     continue;
                 }
-                let lane = context.lanes.of(target.webhook.id);
-                let Some(permit) = self.permit(&event, &mut bytes, lane.is_busy(), stop).await else {
+                let (busy, slow) = context.lanes.of(target.webhook.id).load();
+                let ask = Ask { account: event.account, busy, slow };
+                let Some(permit) = self.permit(&event, ask, &mut bytes, stop).await else {
                     return false;
                 };
                 open.add();
@@ -207,8 +213,7 @@ impl Intake {
                 if delivery.permit.is_some() {
                     work::admit(context, delivery).await;
                 } else {
-                    context.metrics.lane.parked_full.increment(1);
-                    work::park(context, delivery, lane.park(), "parked").await;
+                    work::turn_away(context, delivery).await;
                 }
             }
             unmatched += u64::from(!matched);
@@ -218,38 +223,26 @@ impl Intake {
         true
     }
 
-    /// A permit, and none for a busy lane when only the reserve is left. An idle lane waits; the outer none says
-    /// that the wait was ended by a stop.
+    /// A permit, and none for whom there is no room while others may come. An idle lane waits; the outer none says that
+    /// the wait was ended by a stop.
     async fn permit(
         &self,
         event: &Event,
-        bytes: &mut Option<Arc<Share>>,
-        busy: bool,
+        ask: Ask,
+        bytes: &mut Bytes,
         stop: &mut watch::Receiver<bool>,
     ) -> Option<Option<Permit>> {
         let budget = &self.context.first_budget;
         let size = event.payload.len();
-        if bytes.is_none() {
-            *bytes = budget.try_bytes(size, busy);
+        match budget.try_permit(ask, size, bytes) {
+            Ok(permit) => return Some(Some(permit)),
+            Err(Refusal::NotForYou) => return Some(None),
+            Err(Refusal::Full) => self.context.metrics.dispatch.held_full.increment(1),
         }
-        if let Some(permit) = bytes.as_ref().and_then(|bytes| budget.try_permit(bytes, busy)) {
-            return Some(Some(permit));
-        }
-        self.context.metrics.dispatch.held_full.increment(1);
-        if busy {
-            return Some(None);
-        }
-        let wait = async {
-            let bytes = match bytes {
-                Some(bytes) => bytes.clone(),
-                slot => slot.insert(budget.bytes(size).await).clone(),
-            };
-            budget.permit(&bytes).await
-        };
         tokio::select! {
             biased;
             () = crate::stopped(stop) => None,
-            permit = wait => Some(Some(permit)),
+            permit = budget.permit(ask.account, size, bytes) => Some(Some(permit)),
         }
     }
 }

@@ -10,10 +10,12 @@ mod intake;
 mod opened;
 mod registry;
 mod retries;
+mod shelf;
 mod watch;
 mod work;
 
 use std::{
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -35,14 +37,15 @@ use crate::{
     config::Config,
     deliver::{Client, Target, outcome::Kept},
     ingest::Ring,
-    lane::{self, Lanes},
+    lane::{self, Allowed, Lanes},
     metrics::Metrics,
-    model::{Event, Key, Try},
+    model::{Event, Key, Own, Try},
     retry::schedule::Policy,
     settle::{self, Open, Recorder},
     store::{Link, Store},
     stream::{
         Error, Keys, Redis,
+        breaker::Breakers,
         consumer::{Claims, Reader},
         due::Due,
     },
@@ -72,6 +75,9 @@ struct Delivery {
 struct Context {
     store: Store,
     registry: Registry,
+    breakers: Breakers,
+    /// Dispatchers alive: each has its part of a webhook's limits.
+    peers: AtomicUsize,
     lanes: Lanes<Delivery>,
     client: Client,
     recorder: settle::Handle<Permit>,
@@ -129,7 +135,9 @@ impl Dispatcher {
             closed: Box::new(move |entry: &Open| closing.remove(&entry.id)),
             metrics: metrics.clone(),
         });
-        let context = Arc::new(Context::new(&config, store.clone(), recorder, opened, metrics.clone()));
+        let breakers = Breakers::new(redis.commands()?, keys.clone());
+        let context =
+            Arc::new(Context::new(&config, store.clone(), breakers, recorder, opened, metrics.clone()));
         let consumer = format!("dispatcher-{instance}");
         let claims = Claims::new(redis.commands()?, keys.clone(), consumer.clone());
         let due = Due::new(redis.commands()?, keys.clone(), config.retry.due_max);
@@ -140,6 +148,7 @@ impl Dispatcher {
             tokio::spawn(watch::claims(intake, claims.clone(), stop.clone())),
             tokio::spawn(watch::lanes(context.clone(), stop.clone())),
             tokio::spawn(watch::registry(context.clone(), stop.clone())),
+            tokio::spawn(shelf::run(context.clone(), due.clone(), stop.clone())),
             tokio::spawn(retries::run(context.clone(), due.clone(), stop.clone())),
             tokio::spawn(crate::retry::feeder::run(store, due.clone(), config.retry.horizon, metrics, stop)),
         ];
@@ -168,7 +177,7 @@ impl Dispatcher {
             }
         }
         // What has not begun is others' from here on: its entries are pending, and its retries are given back.
-        let queued: Vec<Delivery> = context.lanes.all().iter().flat_map(|lane| lane.clear()).collect();
+        let queued: Vec<Delivery> = context.lanes.all().iter().flat_map(|(_, lane)| lane.clear()).collect();
         let retries: Vec<Key> =
             queued.iter().filter(|d| d.entry.is_none()).map(|d| (d.event.id, d.target.webhook.id)).collect();
         drop(queued);
@@ -201,6 +210,7 @@ impl Context {
     fn new(
         config: &Arc<Config>,
         store: Store,
+        breakers: Breakers,
         recorder: settle::Handle<Permit>,
         opened: Opened,
         metrics: Arc<Metrics>,
@@ -208,13 +218,19 @@ impl Context {
         let (dispatch, deliver) = (&config.dispatch, &config.deliver);
         Context {
             registry: Registry::new(store.clone()),
+            breakers,
+            peers: AtomicUsize::new(1),
             store,
             lanes: Lanes::new(lane::Limits {
-                in_flight_max: config.lane.in_flight_max,
                 queue_max: config.lane.queue_max,
                 retries_max: dispatch.retries_held_max / 2,
                 hold: dispatch.hold,
                 idle: config.lane.idle,
+                breaker: lane::BreakerSettings {
+                    failures: config.lane.breaker_failures,
+                    probe_first: config.lane.probe_first,
+                    probe_max: config.lane.probe_max,
+                },
             }),
             client: Client::new(
                 deliver,
@@ -232,6 +248,16 @@ impl Context {
             retry_budget: Budget::new(dispatch.retries_held_max, dispatch.held_bytes_max / 4),
             config: config.clone(),
             metrics,
+        }
+    }
+
+    /// This process's part of a webhook's limits: the others take theirs.
+    fn allowed(&self, own: &Own) -> Allowed {
+        let peers = self.peers.load(Relaxed).max(1);
+        let in_flight_max = own.in_flight_max.unwrap_or(self.config.lane.in_flight_max);
+        Allowed {
+            in_flight_max: (in_flight_max / peers).max(1),
+            rate: own.rate_limit.map(|rate| rate / peers as f64),
         }
     }
 }

@@ -5,18 +5,22 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{Context, Delivery, work};
+use super::{
+    Context, Delivery,
+    budget::{Ask, Bytes},
+    work,
+};
 use crate::{
     model::Key,
-    store::scheduled::Owed,
+    store::{self, scheduled::Owed},
     stream::due::{Due, LEASE_MAX},
 };
 
 /// Pause when nothing was due. It bounds how late a retry is.
 const IDLE: Duration = Duration::from_millis(50);
 
-/// Shortest time that a retry without room is left alone.
-const CROWDED: Duration = Duration::from_millis(500);
+/// How long a retry without room is left alone.
+const CROWDED: Duration = Duration::from_secs(1);
 
 /// Pause when something was: Redis has others to serve between two script calls.
 const BUSY: Duration = Duration::from_millis(1);
@@ -119,45 +123,59 @@ async fn take(
     until: Instant,
     term: u64,
 ) -> Result<Option<Duration>, Failure> {
-    let Some(event) = row.event else { return Ok(None) };
-    let mut found = context.registry.webhook(event.account, row.key.1).await?;
-    if found.is_none() {
-        // What we know of the account may be older than the row.
-        context.registry.poll().await?;
-        found = context.registry.webhook(event.account, row.key.1).await?;
-    }
-    let Some(target) = found else {
-        work::webhook_gone(context, event.account, row.key, row.tried).await;
-        return Ok(None);
-    };
-    let mut delivery = Delivery {
-        event,
-        target,
-        tried: row.tried,
-        was_scheduled: true,
-        entry: None,
-        leased_until: Some(until),
-        term,
-        permit: None,
-    };
-    if row.expired {
-        context.metrics.retry.expired.increment(1);
-        work::dead_without_call(
-            context,
-            delivery,
-            "expired",
-            "its time was up before an attempt could be made",
-        )
-        .await;
-        return Ok(None);
-    }
+    let Some(mut delivery) = context.retry_of(row, until, term).await? else { return Ok(None) };
     let lane = context.lanes.of(delivery.target.webhook.id);
-    let (budget, busy) = (&context.retry_budget, lane.is_busy());
-    let bytes = budget.try_bytes(delivery.event.payload.len(), busy);
-    delivery.permit = bytes.and_then(|bytes| budget.try_permit(&bytes, busy));
-    if delivery.permit.is_none() {
-        return Ok(Some(lane.park().max(CROWDED)));
+    if lane.standing().open {
+        // It goes to the shelf and holds nothing.
+        work::admit(context, delivery).await;
+        return Ok(None);
+    }
+    let (busy, slow) = lane.load();
+    let ask = Ask { account: delivery.event.account, busy, slow };
+    match context.retry_budget.try_permit(ask, delivery.event.payload.len(), &mut Bytes::default()) {
+        Ok(permit) => delivery.permit = Some(permit),
+        // It is leased and stands in the schedule: there it may as well wait.
+        Err(_) => return Ok(Some(CROWDED)),
     }
     work::admit(context, delivery).await;
     Ok(None)
+}
+
+impl Context {
+    /// The delivery behind a row that is ours until then. None when there is nothing to send; then it is settled.
+    pub(super) async fn retry_of(
+        &self,
+        row: Owed,
+        until: Instant,
+        term: u64,
+    ) -> Result<Option<Delivery>, store::Error> {
+        let Some(event) = row.event else { return Ok(None) };
+        let mut found = self.registry.webhook(event.account, row.key.1).await?;
+        if found.is_none() {
+            // What we know of the account may be older than the row.
+            self.registry.poll().await?;
+            found = self.registry.webhook(event.account, row.key.1).await?;
+        }
+        let Some(target) = found else {
+            work::webhook_gone(self, event.account, row.key, row.tried).await;
+            return Ok(None);
+        };
+        let delivery = Delivery {
+            event,
+            target,
+            tried: row.tried,
+            was_scheduled: true,
+            entry: None,
+            leased_until: Some(until),
+            term,
+            permit: None,
+        };
+        if row.expired {
+            self.metrics.retry.expired.increment(1);
+            let why = "its time was up before an attempt could be made";
+            work::dead_without_call(self, delivery, "expired", why).await;
+            return Ok(None);
+        }
+        Ok(Some(delivery))
+    }
 }

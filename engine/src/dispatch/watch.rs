@@ -1,7 +1,10 @@
 //! What keeps a dispatcher honest while it works: its beat, claims from consumers that died, its own entries
 //! that a broken connection swallowed, and deliveries that wait in a lane for too long.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use tokio::{sync::watch, time::Instant};
 
@@ -27,8 +30,12 @@ pub(super) async fn beats(context: Arc<Context>, mut claims: Claims, mut stop: w
     let every = context.config.dispatch.beat;
     loop {
         let sent = Instant::now();
-        match claims.beat().await {
-            Ok(()) => context.fence.beaten(sent),
+        match claims.beat(context.config.dispatch.dead_after).await {
+            Ok(alive) => {
+                context.fence.beaten(sent);
+                context.peers.store(alive, Relaxed);
+                context.metrics.dispatch.peers.set(alive as f64);
+            }
             Err(error) => tracing::debug!(error = crate::chain(&error), "no beat"),
         }
         if !pause(every, &mut stop).await {
@@ -76,15 +83,21 @@ pub(super) async fn claims(intake: Intake, mut claims: Claims, mut stop: watch::
 /// Parks what waits too long, forgets idle lanes, and keeps the gauges.
 pub(super) async fn lanes(context: Arc<Context>, mut stop: watch::Receiver<bool>) {
     while pause(LANES, &mut stop).await {
-        for lane in context.lanes.all() {
-            for (delivery, wait) in lane.overdue() {
-                context.metrics.lane.parked_full.increment(1);
-                work::park(&context, delivery, wait, "parked").await;
+        for (_, lane) in context.lanes.all() {
+            for turned_away in lane.overdue() {
+                work::place(&context, &lane, turned_away).await;
             }
         }
-        let (open, queued) = context.lanes.tidy();
-        context.metrics.lane.open.set(open as f64);
-        context.metrics.lane.queued.set(queued as f64);
+        let totals = context.lanes.tidy();
+        context.metrics.lane.open.set(totals.lanes as f64);
+        context.metrics.lane.queued.set(totals.queued as f64);
+        context.metrics.lane.slow.set(totals.slow as f64);
+        context.metrics.lane.breakers_open.set(totals.open as f64);
+        context
+            .metrics
+            .dispatch
+            .held_slow
+            .set((context.first_budget.held_slow() + context.retry_budget.held_slow()) as f64);
         context.metrics.dispatch.held.set((context.first_budget.held() + context.retry_budget.held()) as f64);
     }
 }

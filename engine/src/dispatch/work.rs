@@ -8,19 +8,16 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Context, Delivery};
+use super::{Context, Delivery, shelf};
 use crate::{
     deliver::{Verdict, outcome},
-    lane::{Admission, Kind, Lane},
+    lane::{Admission, Kind, Lane, Outcome, Why},
     metrics::Metrics,
     model::{AccountId, Key, State, Timestamp, Try},
     retry::schedule,
     settle::Item,
-    store::settle::{Attempt, Later, Record, Status},
+    store::settle::{Attempt, Later, Record, SHELVED, Status},
 };
-
-/// How long a paused webhook's delivery rests before it is looked at again.
-const PAUSED: Duration = Duration::from_secs(60);
 
 /// How long a delivery rests when this process has no file descriptors left.
 const OUT_OF_FILES: Duration = Duration::from_secs(2);
@@ -33,8 +30,8 @@ pub(super) async fn admit(context: &Arc<Context>, delivery: Delivery) {
     match delivery.target.webhook.state {
         State::Active => {}
         State::Paused => {
-            context.metrics.lane.parked_paused.increment(1);
-            return park(context, delivery, PAUSED, "paused").await;
+            context.metrics.lane.shelved_paused.increment(1);
+            return shelve(context, delivery, "paused").await;
         }
         State::Disabled => {
             return dead_without_call(context, delivery, "webhook_disabled", "the webhook is disabled").await;
@@ -45,39 +42,84 @@ pub(super) async fn admit(context: &Arc<Context>, delivery: Delivery) {
     }
     let lane = context.lanes.of(delivery.target.webhook.id);
     let kind = if delivery.was_scheduled { Kind::Retry } else { Kind::First };
-    match lane.admit(delivery, kind) {
-        Admission::Start(delivery) => {
-            let mut workers = context.workers.lock().unwrap_or_else(PoisonError::into_inner);
-            // The set keeps what has ended until it is asked.
-            while workers.try_join_next().is_some() {}
-            workers.spawn(worker(context.clone(), lane, delivery));
-        }
+    let allowed = context.allowed(&delivery.target.webhook.own);
+    let admission = lane.admit(delivery, kind, allowed);
+    place(context, &lane, admission).await;
+}
+
+/// Puts a delivery without a permit where its lane says.
+pub(super) async fn turn_away(context: &Arc<Context>, delivery: Delivery) {
+    let lane = context.lanes.of(delivery.target.webhook.id);
+    let admission = lane.turn_away(delivery);
+    place(context, &lane, admission).await;
+}
+
+pub(super) async fn place(
+    context: &Arc<Context>,
+    lane: &Arc<Lane<Delivery>>,
+    admission: Admission<Delivery>,
+) {
+    match admission {
+        Admission::Start(delivery) => start(context, lane, delivery),
         Admission::Queued => {}
         Admission::Full(delivery, wait) => {
             context.metrics.lane.parked_full.increment(1);
             park(context, delivery, wait, "parked").await;
         }
+        Admission::Shelve(delivery, Why::Breaker) => {
+            context.metrics.lane.shelved_breaker.increment(1);
+            shelve(context, delivery, "breaker").await;
+        }
+        Admission::Shelve(delivery, Why::Backlog) => {
+            context.metrics.lane.shelved_backlog.increment(1);
+            shelve(context, delivery, "backlog").await;
+        }
     }
+}
+
+/// Starts a worker for a delivery that its lane counts as in flight.
+pub(super) fn start(context: &Arc<Context>, lane: &Arc<Lane<Delivery>>, delivery: Delivery) {
+    let mut workers = context.workers.lock().unwrap_or_else(PoisonError::into_inner);
+    // The set keeps what has ended until it is asked.
+    while workers.try_join_next().is_some() {}
+    workers.spawn(worker(context.clone(), lane.clone(), delivery));
 }
 
 async fn worker(context: Arc<Context>, lane: Arc<Lane<Delivery>>, first: Delivery) {
     let mut next = Some(first);
     while let Some(delivery) = next {
-        let start = Instant::now();
-        deliver(&context, delivery).await;
-        lane.took(start.elapsed());
-        next = lane.next();
+        let webhook = delivery.target.webhook.id;
+        let wait = lane.reserve();
+        if !wait.is_zero() {
+            context.metrics.lane.rate_waits.increment(1);
+            tokio::time::sleep(wait).await;
+        }
+        let begun = Instant::now();
+        let outcome = deliver(&context, delivery).await;
+        let after = lane.done(outcome, begun.elapsed());
+        if let Some(more) = after.more {
+            start(&context, &lane, more);
+        }
+        if let Some(change) = after.change {
+            shelf::changed(&context, webhook, &lane, change).await;
+        }
+        for delivery in after.shelve {
+            context.metrics.lane.shelved_breaker.increment(1);
+            shelve(&context, delivery, "breaker").await;
+        }
+        next = after.next;
     }
 }
 
 /// One attempt from the decision to send it to its record.
-async fn deliver(context: &Arc<Context>, mut delivery: Delivery) {
-    let timeout = context.config.deliver.timeout;
+async fn deliver(context: &Arc<Context>, mut delivery: Delivery) -> Outcome {
+    let timeout = delivery.target.webhook.own.timeout.unwrap_or(context.config.deliver.timeout);
     let lease_over = delivery.leased_until.is_some_and(|until| Instant::now() + timeout >= until);
     if lease_over || !context.fence.holds(delivery.term) {
         // Others may be sending it by now. It is dropped unsent: its entry is pending, its retry leased.
         context.metrics.dispatch.fenced.increment(1);
-        return abandon(context, delivery);
+        abandon(context, delivery);
+        return Outcome::Unknown;
     }
     let request = delivery.target.request(&delivery.event, delivery.tried, Timestamp::now());
     let mut call = std::pin::pin!(context.client.call(request));
@@ -97,14 +139,32 @@ async fn deliver(context: &Arc<Context>, mut delivery: Delivery) {
     let verdict = outcome::judge(done, context.kept);
     if matches!(verdict, Verdict::Unsent) {
         context.metrics.deliver.out_of_files.increment(1);
-        return park(context, delivery, OUT_OF_FILES, "out_of_files").await;
+        park(context, delivery, OUT_OF_FILES, "out_of_files").await;
+        return Outcome::Unknown;
     }
+    let outcome = meaning(&verdict);
     let disabled = matches!(verdict, Verdict::Gone(_)) && disable(context, &delivery).await;
     let record = record(context, &delivery, verdict, disabled);
     context
         .recorder
         .settle(Item { record: Some(record), entry: delivery.entry, permit: delivery.permit })
         .await;
+    outcome
+}
+
+/// What a verdict says of the endpoint.
+fn meaning(verdict: &Verdict) -> Outcome {
+    match verdict {
+        Verdict::Delivered(_) => Outcome::Delivered,
+        Verdict::Gone(_) => Outcome::Refused,
+        Verdict::Unsent => Outcome::Unknown,
+        Verdict::Retry { attempt, .. } => match (attempt.code, attempt.reason_code) {
+            (Some(408 | 425 | 429), _) => Outcome::Failed,
+            (Some(400..500), _) => Outcome::Refused,
+            (_, "timeout") => Outcome::TimedOut,
+            _ => Outcome::Failed,
+        },
+    }
 }
 
 /// The request goes on, but its entry need not wait for it: what is owed stands in the schedule instead.
@@ -114,6 +174,7 @@ async fn release_entry(context: &Context, delivery: &mut Delivery, timeout: Dura
     record.later = Some(later(context, delivery, delivery.tried.attempt, timeout + MARGIN, "in_flight"));
     context.recorder.settle(Item { record: Some(record), entry: delivery.entry.take(), permit: None }).await;
     delivery.was_scheduled = true;
+    delivery.permit = delivery.permit.take().map(|permit| context.first_budget.slow_down(permit));
 }
 
 /// Forgets a delivery that is not ours to make any more. Its entry must not be acked by us.
@@ -134,6 +195,14 @@ pub(super) async fn park(context: &Context, delivery: Delivery, wait: Duration, 
         .recorder
         .settle(Item { record: Some(record), entry: delivery.entry, permit: delivery.permit })
         .await;
+}
+
+/// Puts a delivery into the schedule without a time: it waits for its lane's word, and holds nothing meanwhile.
+async fn shelve(context: &Context, delivery: Delivery, reason: &'static str) {
+    let terms = context.policy.of(&delivery.target.webhook.own);
+    // Behind a breaker no time goes into calls.
+    let wait = if reason == "breaker" { terms.patience() } else { terms.expiry() };
+    park(context, delivery, wait, reason).await;
 }
 
 /// Ends a delivery as a dead letter without a call.
@@ -199,10 +268,16 @@ fn later(
     reason: &'static str,
 ) -> Later {
     let ms = |d: Duration| i64::try_from(d.as_millis()).unwrap_or(i64::MAX);
+    // A retry that is promised is made; what is shelved goes when its time is up.
+    let expiry = if SHELVED.contains(&reason) {
+        wait
+    } else {
+        context.policy.of(&delivery.target.webhook.own).expiry().max(wait + Duration::from_secs(10))
+    };
     Later {
         next_attempt,
         delay_ms: ms(wait),
-        expires_ms: ms(context.policy.expiry().max(wait + Duration::from_secs(10))),
+        expires_ms: ms(expiry),
         reason,
         existing: delivery.was_scheduled,
     }
@@ -227,7 +302,7 @@ fn record(context: &Context, delivery: &Delivery, verdict: Verdict, disabled: bo
         }
         Verdict::Retry { mut attempt, after } => {
             let tries = delivery.tried.attempt;
-            match context.policy.wait(tries, after, schedule::random()) {
+            match context.policy.of(&delivery.target.webhook.own).wait(tries, after, schedule::random()) {
                 Some(wait) => {
                     deliver.retried.increment(1);
                     record.later = Some(later(context, delivery, tries + 1, wait, "retry"));

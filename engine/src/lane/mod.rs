@@ -1,32 +1,76 @@
 //! A lane: one webhook's queue in one process. A webhook that hangs fills its own lane and nobody else's.
 //!
-//! It has a limit of requests in flight and a bounded queue behind them. What does not fit is parked in the
-//! schedule, each delivery at the time the lane expects to have drained to it, so that it comes back about
-//! once. A crash loses nothing of a lane: its entries are pending and its retries are leased.
+//! It has a window of requests in flight, which grows while they succeed, and a bounded queue behind it. What does not
+//! fit is parked in the schedule at the time the lane expects to have drained to it, so that it comes back about once.
+//! What would have to wait for long, and everything while the breaker is open, is shelved: it stays in Postgres without a
+//! time of its own until the lane pulls it. A crash loses nothing of a lane: its entries are pending and its retries
+//! are leased.
 
+mod breaker;
+mod lanes;
 mod pace;
+mod rate;
+#[cfg(test)]
+mod tests;
+mod window;
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use self::pace::Pace;
-use crate::model::WebhookId;
+use self::{breaker::Breaker, pace::Pace, rate::Rate, window::Window};
+pub use self::{
+    breaker::{Change, Settings as BreakerSettings},
+    lanes::{Lanes, Totals},
+};
+
+/// A lane slower than this draws from the slow pool, and one with no outcome for so long while it has requests in
+/// flight.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// And for so long after a time-out.
+const SLOW_AFTER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What would be parked for longer is shelved: the near window of the schedule is for what comes soon.
+const PARKED_MAX: Duration = Duration::from_secs(30);
+
+/// Deliveries pulled from the shelf in one step.
+const PULL_MAX: usize = 500;
 
 /// Bounds of every lane.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    pub in_flight_max: usize,
     pub queue_max: usize,
     /// Of the queue, how much retries may take: their permits are fewer, and one lane must not hold them all.
     pub retries_max: usize,
     /// Longest time in the queue.
     pub hold: Duration,
     pub idle: Duration,
+    pub breaker: BreakerSettings,
+}
+
+/// This process's part of a webhook's own limits.
+#[derive(Clone, Copy, Debug)]
+pub struct Allowed {
+    pub in_flight_max: usize,
+    /// Requests a second.
+    pub rate: Option<f64>,
+}
+
+/// What became of a delivery, as far as its lane cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Delivered,
+    /// The endpoint answered, and did not want this one (400, 404, ...): it is not down.
+    Refused,
+    Failed,
+    TimedOut,
+    /// Nothing was sent.
+    Unknown,
 }
 
 /// Where a delivery went.
@@ -38,6 +82,27 @@ pub enum Admission<T> {
     Queued,
     /// It does not fit: park it for this long.
     Full(T, Duration),
+    /// It is to wait in the schedule for the lane's word.
+    Shelve(T, Why),
+}
+
+/// Why a delivery is shelved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    Breaker,
+    Backlog,
+}
+
+/// What a worker learns when its delivery is done.
+#[derive(Debug)]
+pub struct Next<T> {
+    /// For this worker; without one it ends.
+    pub next: Option<T>,
+    /// For a new worker, when the window has grown.
+    pub more: Option<T>,
+    pub change: Option<Change>,
+    /// What was queued when the breaker opened.
+    pub shelve: Vec<T>,
 }
 
 /// One webhook's queue. `T` is a delivery.
@@ -50,7 +115,17 @@ struct Inner<T> {
     queue: VecDeque<(T, Kind, Instant)>,
     retries: usize,
     in_flight: usize,
+    allowed: Allowed,
+    window: Window,
+    rate: Rate,
+    breaker: Breaker,
     pace: Pace,
+    /// When a request last ended, or the first of those in flight began.
+    progress: Instant,
+    timed_out: Option<Instant>,
+    /// Something waits in the schedule for our word.
+    shelved: bool,
+    pulling: bool,
     last_used: Instant,
 }
 
@@ -61,80 +136,129 @@ pub enum Kind {
     Retry,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// How a lane stands, for those who watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub in_flight: usize,
+    pub in_flight_limit: usize,
+    pub queued: usize,
+    pub slow: bool,
+    pub open: bool,
+}
+
+/// What a lane wants done outside of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errand {
+    /// Send one delivery although the breaker is open.
+    Probe,
+    /// Bring back what is shelved.
+    Pull,
 }
 
 impl<T> Lane<T> {
     fn new(limits: Limits) -> Lane<T> {
+        let now = Instant::now();
         Lane {
             limits,
             inner: Mutex::new(Inner {
                 queue: VecDeque::new(),
                 retries: 0,
                 in_flight: 0,
-                pace: Pace::new(limits.in_flight_max),
-                last_used: Instant::now(),
+                allowed: Allowed { in_flight_max: 1, rate: None },
+                window: Window::new(),
+                rate: Rate::default(),
+                breaker: Breaker::new(limits.breaker),
+                pace: Pace::new(),
+                progress: now,
+                timed_out: None,
+                shelved: false,
+                pulling: false,
+                last_used: now,
             }),
         }
     }
 
-    /// Whether it has work in hand.
-    pub fn is_busy(&self) -> bool {
-        let inner = lock(&self.inner);
-        inner.in_flight > 0 || !inner.queue.is_empty()
+    fn lock(&self) -> MutexGuard<'_, Inner<T>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For how long to park a delivery that there is no room for elsewhere.
-    pub fn park(&self) -> Duration {
-        let mut inner = lock(&self.inner);
-        let queued = inner.queue.len();
-        inner.pace.park(queued, Instant::now())
+    /// Whether it has work in hand, and whether it is slow.
+    pub fn load(&self) -> (bool, bool) {
+        let inner = self.lock();
+        (inner.in_flight > 0 || !inner.queue.is_empty(), inner.is_slow(Instant::now()))
     }
 
-    /// Takes a delivery in, or says that it does not fit.
-    pub fn admit(&self, item: T, kind: Kind) -> Admission<T> {
+    /// Where a delivery goes that there is no room for elsewhere.
+    pub fn turn_away(&self, item: T) -> Admission<T> {
+        self.lock().full(item, Instant::now())
+    }
+
+    /// Takes a delivery in, or says where it goes instead.
+    pub fn admit(&self, item: T, kind: Kind, allowed: Allowed) -> Admission<T> {
         let now = Instant::now();
-        let mut inner = lock(&self.inner);
+        let mut inner = self.lock();
         inner.last_used = now;
-        if inner.in_flight < self.limits.in_flight_max && inner.queue.is_empty() {
-            inner.in_flight += 1;
+        inner.allowed = allowed;
+        if inner.breaker.is_open() {
+            inner.shelved = true;
+            return Admission::Shelve(item, Why::Breaker);
+        }
+        if inner.in_flight < inner.in_flight_limit(&self.limits) && inner.queue.is_empty() {
+            inner.begin(now);
             return Admission::Start(item);
         }
         let retries_full = kind == Kind::Retry && inner.retries >= self.limits.retries_max;
-        if inner.queue.len() >= self.limits.queue_max || retries_full {
-            let queued = inner.queue.len();
-            return Admission::Full(item, inner.pace.park(queued, now));
+        if inner.queue.len() >= inner.queue_limit(&self.limits, now) || retries_full {
+            return inner.full(item, now);
         }
         inner.retries += usize::from(kind == Kind::Retry);
         inner.queue.push_back((item, kind, now));
         Admission::Queued
     }
 
-    /// The next delivery for a worker that has done its last one; without one the worker ends.
-    pub fn next(&self) -> Option<T> {
-        let mut inner = lock(&self.inner);
-        let item = inner.pop();
-        if item.is_none() {
-            inner.in_flight -= 1;
+    /// Takes a place in the rate limit; how long to wait before sending.
+    pub fn reserve(&self) -> Duration {
+        let mut inner = self.lock();
+        match inner.allowed.rate {
+            Some(rate) => inner.rate.reserve(rate, Instant::now()),
+            None => Duration::ZERO,
         }
-        item
     }
 
-    /// Notes how long a delivery took.
-    pub fn took(&self, time: Duration) {
-        lock(&self.inner).pace.took(time);
-    }
-
-    /// Deliveries that have waited longer than the hold, each with the time to park it for.
-    pub fn overdue(&self) -> Vec<(T, Duration)> {
+    /// Notes how a delivery ended and how long it took, and hands out the next.
+    pub fn done(&self, outcome: Outcome, took: Duration) -> Next<T> {
         let now = Instant::now();
-        let mut inner = lock(&self.inner);
+        let mut inner = self.lock();
+        let max = inner.allowed.in_flight_max;
+        match outcome {
+            Outcome::Delivered | Outcome::Refused => inner.window.grow(max),
+            Outcome::TimedOut => {
+                inner.window.halve();
+                inner.timed_out = Some(now);
+            }
+            Outcome::Failed | Outcome::Unknown => {}
+        }
+        if outcome != Outcome::Unknown {
+            inner.pace.took(took);
+        }
+        inner.progress = now;
+        let change = inner.breaker.note(outcome, now);
+        let shelve = if change == Some(Change::Opened) { inner.clear() } else { Vec::new() };
+        inner.shelved |= !shelve.is_empty();
+        inner.in_flight -= 1;
+        let (next, more) = (inner.take(&self.limits, now), inner.take(&self.limits, now));
+        Next { next, more, change, shelve }
+    }
+
+    /// Deliveries that have waited longer than the hold, each with where it goes.
+    pub fn overdue(&self) -> Vec<Admission<T>> {
+        let now = Instant::now();
+        let mut inner = self.lock();
         let mut found = Vec::new();
         while inner.queue.front().is_some_and(|(.., since)| now - *since > self.limits.hold) {
             if let Some(item) = inner.pop() {
-                let queued = inner.queue.len();
-                found.push((item, inner.pace.park(queued, now)));
+                let turned_away = inner.full(item, now);
+                found.push(turned_away);
             }
         }
         found
@@ -142,117 +266,155 @@ impl<T> Lane<T> {
 
     /// Takes everything out that has not begun.
     pub fn clear(&self) -> Vec<T> {
-        let mut inner = lock(&self.inner);
-        inner.retries = 0;
-        inner.queue.drain(..).map(|(item, ..)| item).collect()
+        self.lock().clear()
     }
 
-    fn queued(&self) -> usize {
-        lock(&self.inner).queue.len()
+    /// Something of this webhook waits in the schedule; `open` says that another dispatcher's breaker is.
+    pub fn note_shelved(&self, open: bool) {
+        let mut inner = self.lock();
+        inner.shelved = true;
+        inner.last_used = Instant::now();
+        if open {
+            inner.breaker.open_until_probed(Instant::now());
+        }
+    }
+
+    /// What it wants done now. Each errand is given out once, until it is reported back.
+    pub fn errand(&self) -> Option<Errand> {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        if inner.breaker.is_open() {
+            return inner.breaker.take_probe(now).then_some(Errand::Probe);
+        }
+        let pulls = inner.shelved && !inner.pulling && inner.room(&self.limits, now) > 0;
+        inner.pulling |= pulls;
+        pulls.then_some(Errand::Pull)
+    }
+
+    /// How many shelved deliveries it would take now.
+    pub fn room(&self) -> usize {
+        let inner = self.lock();
+        if inner.breaker.is_open() { 0 } else { inner.room(&self.limits, Instant::now()) }
+    }
+
+    /// A pull is over; `left` says that there may be more.
+    pub fn pulled(&self, left: bool) {
+        let mut inner = self.lock();
+        inner.pulling = false;
+        inner.shelved = left;
+    }
+
+    /// A probe is sent: it counts as in flight.
+    pub fn begin_probe(&self) {
+        let mut inner = self.lock();
+        inner.begin(Instant::now());
+        inner.last_used = Instant::now();
+    }
+
+    /// No probe was sent.
+    pub fn put_off_probe(&self) {
+        self.lock().breaker.put_off(Instant::now());
+    }
+
+    /// Another dispatcher found the endpoint well, or nothing is left to probe with.
+    pub fn close(&self) {
+        let mut inner = self.lock();
+        inner.breaker.close();
+        inner.shelved = true;
+    }
+
+    pub fn standing(&self) -> Standing {
+        let inner = self.lock();
+        Standing {
+            in_flight: inner.in_flight,
+            in_flight_limit: inner.in_flight_limit(&self.limits),
+            queued: inner.queue.len(),
+            slow: inner.is_slow(Instant::now()),
+            open: inner.breaker.is_open(),
+        }
     }
 
     fn is_idle(&self) -> bool {
-        let inner = lock(&self.inner);
-        inner.in_flight == 0 && inner.queue.is_empty() && inner.last_used.elapsed() > self.limits.idle
+        let inner = self.lock();
+        inner.in_flight == 0
+            && inner.queue.is_empty()
+            && !inner.breaker.is_open()
+            && !inner.pulling
+            && inner.last_used.elapsed() > self.limits.idle
     }
 }
 
 impl<T> Inner<T> {
+    fn begin(&mut self, now: Instant) {
+        if self.in_flight == 0 {
+            self.progress = now;
+        }
+        self.in_flight += 1;
+    }
+
+    /// The next delivery, if there is one and the window has room for it.
+    fn take(&mut self, limits: &Limits, now: Instant) -> Option<T> {
+        if self.in_flight >= self.in_flight_limit(limits) {
+            return None;
+        }
+        let item = self.pop()?;
+        self.begin(now);
+        Some(item)
+    }
+
     fn pop(&mut self) -> Option<T> {
         let (item, kind, _) = self.queue.pop_front()?;
         self.retries -= usize::from(kind == Kind::Retry);
         Some(item)
     }
-}
 
-/// The lanes of one process, made on demand.
-pub struct Lanes<T> {
-    limits: Limits,
-    lanes: Mutex<HashMap<WebhookId, Arc<Lane<T>>>>,
-}
-
-impl<T> Lanes<T> {
-    pub fn new(limits: Limits) -> Lanes<T> {
-        Lanes { limits, lanes: Mutex::default() }
+    fn clear(&mut self) -> Vec<T> {
+        self.retries = 0;
+        self.queue.drain(..).map(|(item, ..)| item).collect()
     }
 
-    pub fn of(&self, webhook: WebhookId) -> Arc<Lane<T>> {
-        let mut lanes = lock(&self.lanes);
-        lanes.entry(webhook).or_insert_with(|| Arc::new(Lane::new(self.limits))).clone()
+    /// Where something goes that does not fit.
+    fn full(&mut self, item: T, now: Instant) -> Admission<T> {
+        let gap = self.pace.gap(self.window.limit(self.allowed.in_flight_max), self.allowed.rate);
+        let wait = self.pace.park(gap, self.queue.len(), now);
+        if self.breaker.is_open() || wait > PARKED_MAX {
+            self.shelved = true;
+            let why = if self.breaker.is_open() { Why::Breaker } else { Why::Backlog };
+            return Admission::Shelve(item, why);
+        }
+        Admission::Full(item, wait)
     }
 
-    /// Every lane there is now.
-    pub fn all(&self) -> Vec<Arc<Lane<T>>> {
-        lock(&self.lanes).values().cloned().collect()
-    }
-
-    /// Forgets idle lanes nobody is about to use. Returns how many lanes and how many queued deliveries
-    /// are left.
-    pub fn tidy(&self) -> (usize, usize) {
-        let mut lanes = lock(&self.lanes);
-        lanes.retain(|_, lane| Arc::strong_count(lane) > 1 || !lane.is_idle());
-        (lanes.len(), lanes.values().map(|lane| lane.queued()).sum())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn limits() -> Limits {
-        Limits {
-            in_flight_max: 2,
-            queue_max: 3,
-            retries_max: 1,
-            hold: Duration::from_secs(2),
-            idle: Duration::from_secs(60),
+    /// Of a lane with a rate limit no more than what it may send before the hold is over: a request that waits for its
+    /// place is in flight.
+    fn in_flight_limit(&self, limits: &Limits) -> usize {
+        let window = self.window.limit(self.allowed.in_flight_max);
+        match self.allowed.rate {
+            Some(rate) => window.min((rate * limits.hold.as_secs_f64() / 4.0).ceil() as usize).max(1),
+            None => window,
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn in_flight_then_queued_then_parked() {
-        let lane = Lane::new(limits());
-        for n in 0..2 {
-            assert!(matches!(lane.admit(n, Kind::First), Admission::Start(_)));
+    /// How many may queue: what is sure to be sent within the hold, as far as that is known.
+    fn queue_limit(&self, limits: &Limits, now: Instant) -> usize {
+        let mut max = limits.queue_max;
+        if self.is_slow(now) {
+            max = max.min(self.window.limit(self.allowed.in_flight_max) * 2);
         }
-        for n in 2..5 {
-            assert!(matches!(lane.admit(n, Kind::First), Admission::Queued));
+        if let Some(rate) = self.allowed.rate {
+            max = max.min((rate * limits.hold.as_secs_f64() / 2.0).ceil() as usize);
         }
-        assert!(matches!(lane.admit(5, Kind::First), Admission::Full(5, _)));
-        assert_eq!(lane.next(), Some(2));
-        assert!(matches!(lane.admit(6, Kind::Retry), Admission::Queued));
-        assert_eq!(lane.next(), Some(3));
-        assert!(matches!(lane.admit(7, Kind::Retry), Admission::Full(7, _)), "retries have a share");
-        for n in [4, 6] {
-            assert_eq!(lane.next(), Some(n));
-        }
-        assert_eq!((lane.next(), lane.next()), (None, None));
-        assert!(matches!(lane.admit(8, Kind::First), Admission::Start(8)));
+        max.max(1)
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_waits_too_long_comes_out_to_be_parked() {
-        let lane = Lane::new(limits());
-        for n in 0..4 {
-            lane.admit(n, Kind::First);
-        }
-        tokio::time::advance(Duration::from_millis(1500)).await;
-        lane.admit(4, Kind::First);
-        assert!(lane.overdue().is_empty());
-        tokio::time::advance(Duration::from_secs(1)).await;
-        let out: Vec<i32> = lane.overdue().into_iter().map(|(n, _)| n).collect();
-        assert_eq!(out, [2, 3]);
-        assert_eq!(lane.clear(), [4]);
+    fn room(&self, limits: &Limits, now: Instant) -> usize {
+        // Half, so that new work and retries find room beside what comes back.
+        (self.queue_limit(limits, now).div_ceil(2)).saturating_sub(self.queue.len()).min(PULL_MAX)
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn idle_lanes_are_forgotten() {
-        let lanes: Lanes<i32> = Lanes::new(limits());
-        lanes.of(WebhookId(1));
-        let busy = lanes.of(WebhookId(2));
-        busy.admit(1, Kind::First);
-        tokio::time::advance(Duration::from_secs(61)).await;
-        drop(busy);
-        assert_eq!(lanes.tidy(), (1, 0));
+    fn is_slow(&self, now: Instant) -> bool {
+        self.pace.smoothed() > SLOW
+            || self.timed_out.is_some_and(|at| now - at < SLOW_AFTER_TIMEOUT)
+            || (self.in_flight > 0 && now - self.progress > SLOW)
     }
 }

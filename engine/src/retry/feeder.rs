@@ -13,6 +13,10 @@ const PASS: Duration = Duration::from_secs(1);
 /// Rows one pass looks at. The recorder adds what it schedules itself; the feeder finds the rest.
 const PASS_MAX: i64 = 5000;
 
+/// Shelved deliveries dead-lettered by one statement, and statements of one pass.
+const EXPIRE_MAX: u64 = 1000;
+const EXPIRE_STEPS: usize = 20;
+
 /// Feeds `due` until stopped.
 pub async fn run(
     store: Store,
@@ -40,6 +44,15 @@ async fn pass(
     metrics: &Metrics,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     metrics.retry.due.set(due.depth().await? as f64);
+    // What nobody pulled in time ends here, without a call.
+    for _ in 0..EXPIRE_STEPS {
+        let expired = store.expire_shelved(EXPIRE_MAX as i64).await?;
+        metrics.retry.expired.increment(expired);
+        metrics.dlq.added.increment(expired);
+        if expired < EXPIRE_MAX {
+            break;
+        }
+    }
     let upcoming = store.upcoming(horizon_ms, PASS_MAX).await?;
     if !upcoming.is_empty() {
         metrics.retry.fed.increment(due.feed(&upcoming).await?);

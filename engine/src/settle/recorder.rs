@@ -9,7 +9,10 @@ use super::{Handle, Item, Open};
 use crate::{
     metrics::Metrics,
     model::Key,
-    store::{self, Fault, Link, settle::Record},
+    store::{
+        self, Fault, Link,
+        settle::{Record, SHELVED},
+    },
     stream::{self, Keys},
 };
 
@@ -210,7 +213,8 @@ impl DueUpdates {
         let mut updates = DueUpdates::default();
         for record in records {
             let key = (record.event, record.webhook);
-            match &record.later {
+            let later = record.later.as_ref().filter(|later| !SHELVED.contains(&later.reason));
+            match later {
                 Some(later) if later.delay_ms <= horizon_ms && record.was_scheduled => {
                     updates.moved.push((key, later.delay_ms));
                 }

@@ -16,6 +16,7 @@ pub mod parcels;
 pub mod progress;
 pub mod scheduled;
 pub mod settle;
+mod shelf;
 mod types;
 pub mod webhooks;
 

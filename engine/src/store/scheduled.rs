@@ -55,6 +55,7 @@ impl Store {
         let sql =
             "SELECT event_id, webhook_id, greatest(0, extract(epoch FROM next_at - now()) * 1000)::bigint
                    FROM scheduled WHERE next_at < now() + $1 * interval '1 millisecond'
+                       AND reason NOT IN ('breaker', 'backlog', 'paused')
                    ORDER BY next_at LIMIT $2";
         let horizon = horizon_ms as f64;
         let statement = client.prepare_cached(sql).await?;

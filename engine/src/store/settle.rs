@@ -3,6 +3,10 @@
 use super::{Error, Link};
 use crate::model::{AccountId, EventId, Try, WebhookId};
 
+/// Reasons for which a row of the schedule waits for its lane's word and not for a time: its next_at is its expiry, and
+/// it is never in `due`.
+pub const SHELVED: [&str; 3] = ["breaker", "backlog", "paused"];
+
 /// How a delivery stands after what is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -100,9 +104,13 @@ attempts AS (
         SET attempt = excluded.attempt, next_at = excluded.next_at, reason = excluded.reason
         WHERE old.round = excluded.round AND old.attempt <= excluded.attempt
 ), moved AS (
-    UPDATE scheduled AS s SET attempt = next_attempt, next_at = now() + delay_ms * interval '1 millisecond',
-        reason = l.reason,
-        expires_at = CASE WHEN l.reason = 'retry'
+    UPDATE scheduled AS s SET attempt = next_attempt, reason = l.reason,
+        next_at = CASE WHEN l.reason IN ('breaker', 'backlog', 'paused')
+            THEN least(s.expires_at, now() + delay_ms * interval '1 millisecond')
+            ELSE now() + delay_ms * interval '1 millisecond' END,
+        expires_at = CASE WHEN l.reason IN ('breaker', 'backlog', 'paused')
+            THEN least(s.expires_at, now() + l.delay_ms * interval '1 millisecond')
+            WHEN l.reason = 'retry'
             THEN greatest(s.expires_at, now() + (l.delay_ms + 10000) * interval '1 millisecond') ELSE s.expires_at END
     FROM later AS l WHERE l.existing AND s.event_id = l.event_id AND s.webhook_id = l.webhook_id
         AND s.round = l.round AND s.attempt = l.tried

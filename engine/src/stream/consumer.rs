@@ -133,14 +133,15 @@ impl Claims {
         Claims { connection, keys, consumer }
     }
 
-    /// Tells the others that this consumer lives.
-    pub async fn beat(&mut self) -> Result<(), Error> {
-        Script::new(include_str!("scripts/beat.lua"))
+    /// Tells the others that this consumer lives. Returns how many do.
+    pub async fn beat(&mut self, dead_after: Duration) -> Result<usize, Error> {
+        let alive = Script::new(include_str!("scripts/beat.lua"))
             .key(&self.keys.alive)
             .arg(&self.consumer)
-            .invoke_async::<()>(&mut self.connection)
+            .arg(i64::try_from(dead_after.as_millis()).unwrap_or(i64::MAX))
+            .invoke_async(&mut self.connection)
             .await?;
-        Ok(())
+        Ok(alive)
     }
 
     /// Takes the beat back, so that others claim what is left at once.

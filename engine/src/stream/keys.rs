@@ -1,5 +1,7 @@
 //! The names of our keys.
 
+use crate::model::WebhookId;
+
 /// The keys of one shard of one deployment.
 #[derive(Clone, Debug)]
 pub struct Keys {
@@ -9,12 +11,23 @@ pub struct Keys {
     pub due: String,
     /// Consumers by the time of their last beat.
     pub alive: String,
+    lanes: String,
 }
 
 impl Keys {
     pub fn new(engine: &str, shard: u32) -> Keys {
         let key = |what| format!("eventpulse:{engine}:{{{shard}}}:{what}");
-        Keys { events: key("events"), due: key("due"), alive: key("alive") }
+        Keys { events: key("events"), due: key("due"), alive: key("alive"), lanes: key("lane") }
+    }
+
+    /// There while a webhook's circuit breaker is open.
+    pub fn breaker(&self, webhook: WebhookId) -> String {
+        format!("{}:{webhook}:breaker", self.lanes)
+    }
+
+    /// There while somebody probes its endpoint.
+    pub fn probe(&self, webhook: WebhookId) -> String {
+        format!("{}:{webhook}:probe", self.lanes)
     }
 }
 

@@ -3,6 +3,7 @@
 //! An entry stands for a batch, not for an event (docs/adr/0001). Keys carry the deployment's id and the
 //! shard as hash tag, so that two deployments never meet and a shard stays in one cluster slot.
 
+pub mod breaker;
 pub mod consumer;
 pub mod due;
 pub mod entry;

@@ -6,6 +6,7 @@ mod contract;
 mod delivery;
 mod harness;
 mod idempotency;
+mod lanes;
 mod outage;
 mod overload;
 mod process;

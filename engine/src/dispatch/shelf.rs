@@ -1,0 +1,179 @@
+//! What lanes want done outside of memory: probes of endpoints whose breaker is open, and bringing back what is shelved.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use tokio::{sync::watch, time::Instant};
+
+use super::{Context, Delivery, work};
+use crate::{
+    lane::{Change, Errand, Lane},
+    model::WebhookId,
+    stream::{breaker::Turn, due::Due},
+};
+
+/// Between looks at the lanes.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Looks between two searches of the schedule for shelved work that no lane here knows of.
+const SEARCH_EVERY: u32 = 10;
+
+/// Between two steps of a pull.
+const STEP: Duration = Duration::from_millis(50);
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Runs errands until stopped.
+pub(super) async fn run(context: Arc<Context>, due: Due, mut stop: watch::Receiver<bool>) {
+    let mut turn = 0u32;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = crate::stopped(&mut stop) => return,
+        }
+        if turn.is_multiple_of(SEARCH_EVERY)
+            && let Err(error) = search(&context).await
+        {
+            tracing::debug!(error = crate::chain(&*error), "shelved work not looked for");
+        }
+        turn = turn.wrapping_add(1);
+        for (webhook, lane) in context.lanes.all() {
+            match lane.errand() {
+                None => {}
+                Some(Errand::Probe) => spawn(&context, probe(context.clone(), due.clone(), webhook, lane)),
+                Some(Errand::Pull) => {
+                    spawn(&context, pull(context.clone(), due.clone(), webhook, lane, stop.clone()));
+                }
+            }
+        }
+    }
+}
+
+/// With the workers, so that a drain waits for it.
+fn spawn(context: &Context, errand: impl Future<Output = ()> + Send + 'static) {
+    let mut workers = context.workers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    workers.spawn(errand);
+}
+
+/// Finds lanes' shelved work, also that of dispatchers which are no more.
+async fn search(context: &Context) -> Result<(), Failure> {
+    let known: HashSet<WebhookId> = context
+        .lanes
+        .all()
+        .into_iter()
+        .filter(|(_, lane)| lane.standing().open)
+        .map(|(webhook, _)| webhook)
+        .collect();
+    let mut found = context.store.shelved_webhooks().await?;
+    found.retain(|webhook| !known.contains(webhook));
+    let open = context.breakers.clone().are_open(&found).await?;
+    for (webhook, open) in found.into_iter().zip(open) {
+        context.lanes.of(webhook).note_shelved(open);
+    }
+    Ok(())
+}
+
+/// A breaker has changed: the other dispatchers are told.
+pub(super) async fn changed(context: &Context, webhook: WebhookId, lane: &Lane<Delivery>, change: Change) {
+    let mut breakers = context.breakers.clone();
+    let told = match change {
+        Change::Opened => {
+            context.metrics.lane.opened.increment(1);
+            tracing::info!(%webhook, "breaker open: nothing is sent but probes");
+            breakers.open(webhook).await
+        }
+        Change::StillOpen => breakers.open(webhook).await,
+        Change::Closed => {
+            context.metrics.lane.closed.increment(1);
+            tracing::info!(%webhook, "breaker closed");
+            lane.note_shelved(false);
+            breakers.close(webhook).await
+        }
+    };
+    if let Err(error) = told {
+        tracing::debug!(error = crate::chain(&error), "others will notice by themselves");
+    }
+}
+
+async fn probe(context: Arc<Context>, due: Due, webhook: WebhookId, lane: Arc<Lane<Delivery>>) {
+    match try_probe(&context, due, webhook, &lane).await {
+        Ok(true) => context.metrics.lane.probes.increment(1),
+        Ok(false) => {}
+        Err(error) => {
+            tracing::debug!(%webhook, error = crate::chain(&*error), "no probe");
+            lane.put_off_probe();
+        }
+    }
+}
+
+/// Sends the oldest shelved delivery. Returns whether it did.
+async fn try_probe(
+    context: &Arc<Context>,
+    mut due: Due,
+    webhook: WebhookId,
+    lane: &Arc<Lane<Delivery>>,
+) -> Result<bool, Failure> {
+    let lease = context.config.dispatch.hold + context.config.deliver.timeout + work::MARGIN;
+    let (term, until) = (context.fence.term(), Instant::now() + lease);
+    let lease_ms = i64::try_from(lease.as_millis())?;
+    let mut breakers = context.breakers.clone();
+    match breakers.turn(webhook, lease_ms).await? {
+        Turn::Probe => {}
+        Turn::Wait => {
+            lane.put_off_probe();
+            return Ok(false);
+        }
+        Turn::Closed => {
+            lane.close();
+            return Ok(false);
+        }
+    }
+    let mut oldest = context.store.pull_shelved(webhook, 1).await?;
+    // Its row is due now; in `due` with our lease on it nobody else takes it meanwhile.
+    due.feed(&oldest.iter().map(|key| (*key, lease_ms)).collect::<Vec<_>>()).await?;
+    let owed = context.store.owed(&oldest).await?.into_iter().next();
+    let delivery = match (oldest.pop(), owed) {
+        (Some(_), Some(row)) => context.retry_of(row, until, term).await?,
+        _ => None,
+    };
+    let Some(delivery) = delivery else {
+        // Nothing is owed that could be sent: the next one that comes is the probe.
+        breakers.close(webhook).await?;
+        lane.close();
+        return Ok(false);
+    };
+    lane.begin_probe();
+    work::start(context, lane, delivery);
+    Ok(true)
+}
+
+/// Brings shelved work back as fast as the lane takes it.
+async fn pull(
+    context: Arc<Context>,
+    mut due: Due,
+    webhook: WebhookId,
+    lane: Arc<Lane<Delivery>>,
+    stop: watch::Receiver<bool>,
+) {
+    let mut left = true;
+    while left && !*stop.borrow() {
+        let room = lane.room();
+        if room == 0 {
+            break;
+        }
+        let keys = match context.store.pull_shelved(webhook, room as i64).await {
+            Ok(keys) => keys,
+            Err(error) => {
+                tracing::debug!(%webhook, error = crate::chain(&error), "nothing pulled");
+                break;
+            }
+        };
+        left = keys.len() == room;
+        context.metrics.lane.pulled.increment(keys.len() as u64);
+        let now: Vec<_> = keys.into_iter().map(|key| (key, 0)).collect();
+        if let Err(error) = due.feed(&now).await {
+            tracing::debug!(error = crate::chain(&error), "pulled work waits for the feeder");
+        }
+        tokio::time::sleep(STEP).await;
+    }
+    lane.pulled(left);
+}

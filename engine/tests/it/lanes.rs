@@ -1,0 +1,211 @@
+//! What one endpoint may cost the others, and what a lane does while its endpoint is down, slow, limited or paused.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use eventpulse_testkit::{Receiver, eventually, receiver::Reply};
+use serde_json::json;
+
+use crate::harness::{Account, App, PATIENCE, count, postgres, swept_soon};
+
+/// Changes a webhook as an operator would by hand.
+async fn set(app: &App, account: &Account, assignment: &str) {
+    let sql = format!(
+        "WITH v AS (UPDATE engine_state SET config_version = config_version + 1 RETURNING config_version),
+         w AS (UPDATE webhooks SET version = config_version, {assignment} FROM v WHERE id = {} RETURNING account_id)
+         UPDATE accounts SET version = config_version FROM v, w WHERE accounts.id = w.account_id",
+        account.webhook
+    );
+    postgres(&app.database).await.execute(&sql, &[]).await.expect("the statement runs");
+}
+
+async fn received(receiver: &Receiver, n: usize) {
+    eventually("all is received", PATIENCE, async || {
+        let count = receiver.count();
+        if count >= n { Ok(()) } else { Err(format!("{count} of {n}")) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn endpoints_that_hang_leave_the_others_their_permits() {
+    let app = App::with("isolation", |c| {
+        c.dispatch.held_max = 64;
+        c.lane.queue_max = 16;
+        c.dispatch.retries_held_max = 16;
+        c.deliver.timeout = Duration::from_secs(4);
+        c.deliver.connect_timeout = Duration::from_secs(1);
+    })
+    .await;
+    let (bad, good) = (Receiver::start().await, Receiver::start().await);
+    bad.script(|_| Reply::hang());
+    let hog = app.register(&bad.url("/0")).await;
+    let mut hanging = vec![hog];
+    for n in 1..12 {
+        hanging.push(app.register(&bad.url(&format!("/{n}"))).await);
+    }
+    let healthy = app.register(&good.url("/")).await;
+    for n in 0..20 {
+        for account in &hanging {
+            app.send(&account.key, "t", json!(n)).await;
+        }
+        app.send(&healthy.key, "t", json!(n)).await;
+    }
+    received(&good, 20).await;
+    // Far more than fits is owed to those that hang, and none of it is held.
+    assert!(app.metric("eventpulse_dispatch_held") <= 64.0);
+    for n in 0..20 {
+        app.send(&healthy.key, "t", json!(n)).await;
+    }
+    received(&good, 40).await;
+    assert_eq!(bad.concurrency_max().min(64), bad.concurrency_max(), "no more in flight than may be held");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_breaker_opens_probes_one_at_a_time_and_gives_everything_back() {
+    let app = App::with("breaker", |c| {
+        swept_soon(c);
+        c.retry.schedule = "200ms,500ms,1s,30s,30s".parse().unwrap();
+        c.lane.probe_first = Duration::from_millis(100);
+        c.lane.probe_max = Duration::from_millis(400);
+    })
+    .await;
+    let receiver = Receiver::start().await;
+    let down = Arc::new(AtomicBool::new(true));
+    let is_down = down.clone();
+    receiver.script(move |_| if is_down.load(SeqCst) { Reply::status(503) } else { Reply::ok() });
+    let account = app.register(&receiver.url("/")).await;
+    for n in 0..200 {
+        app.send(&account.key, "t", json!(n)).await;
+    }
+    eventually("the breaker opens", PATIENCE, async || {
+        let open = app.metric("eventpulse_lane_breakers_open");
+        if open > 0.0 { Ok(()) } else { Err(format!("{open}")) }
+    })
+    .await;
+    let db = postgres(&app.database).await;
+    eventually("all is on the shelf but a probe", PATIENCE, async || {
+        let shelved = count(&db, "SELECT count(*) FROM scheduled WHERE reason = 'breaker'").await;
+        if shelved >= 199 { Ok(()) } else { Err(format!("{shelved}")) }
+    })
+    .await;
+    let (calls, probes) = (receiver.count(), app.metric("eventpulse_lane_probes_total"));
+    eventually("more probes", PATIENCE, async || {
+        let more = app.metric("eventpulse_lane_probes_total") - probes;
+        if more >= 3.0 { Ok(()) } else { Err(format!("{more}")) }
+    })
+    .await;
+    let (calls, probes) = (receiver.count() - calls, app.metric("eventpulse_lane_probes_total") - probes);
+    assert!(calls as f64 <= probes + 1.0, "{calls} calls, {probes} probes");
+    down.store(false, SeqCst);
+    app.settled().await;
+    let delivered = "SELECT count(*) FROM delivery_attempts WHERE status = 'success'";
+    assert_eq!(count(&db, delivered).await, 200);
+    assert_eq!(app.metric("eventpulse_lane_breakers_open"), 0.0);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn behind_an_open_breaker_nothing_waits_for_ever() {
+    let app = App::with("shelf", swept_soon).await;
+    let receiver = Receiver::start().await;
+    receiver.script(|_| Reply::status(500));
+    let account = app.register(&receiver.url("/")).await;
+    for n in 0..100 {
+        app.send(&account.key, "t", json!(n)).await;
+    }
+    let db = postgres(&app.database).await;
+    eventually("all is dead", PATIENCE, async || {
+        let dead = count(&db, "SELECT count(*) FROM dlq_entries").await;
+        if dead == 100 { Ok(()) } else { Err(format!("{dead}")) }
+    })
+    .await;
+    app.settled().await;
+    let parked = "SELECT count(*) FROM dlq_entries WHERE reason_code = 'expired_while_parked'";
+    assert!(count(&db, parked).await > 0, "some died without a call");
+    assert!(receiver.count() < 200, "and so there were few calls: {}", receiver.count());
+    let ended = "SELECT count(DISTINCT event_id) FROM delivery_attempts WHERE status = 'dead'";
+    assert_eq!(count(&db, ended).await, 100, "each has a last attempt that says why");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_paused_webhook_holds_its_work_and_gets_it_when_it_is_active_again() {
+    let app = App::with("paused", swept_soon).await;
+    let receiver = Receiver::start().await;
+    let account = app.register(&receiver.url("/")).await;
+    set(&app, &account, "state = 'paused'").await;
+    for n in 0..30 {
+        app.send(&account.key, "t", json!(n)).await;
+    }
+    let db = postgres(&app.database).await;
+    eventually("all is on the shelf", PATIENCE, async || {
+        let shelved = count(&db, "SELECT count(*) FROM scheduled WHERE reason = 'paused'").await;
+        if shelved == 30 { Ok(()) } else { Err(format!("{shelved}")) }
+    })
+    .await;
+    assert_eq!(receiver.count(), 0);
+    set(&app, &account, "state = 'active'").await;
+    received(&receiver, 30).await;
+    app.settled().await;
+    assert_eq!(receiver.count(), 30);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_rate_limit_spreads_requests_over_time() {
+    let app = App::with("rate", swept_soon).await;
+    let receiver = Receiver::start().await;
+    let account = app.register(&receiver.url("/")).await;
+    set(&app, &account, "rate_limit = 40").await;
+    let began = std::time::Instant::now();
+    for n in 0..120 {
+        app.send(&account.key, "t", json!(n)).await;
+    }
+    received(&receiver, 120).await;
+    // A slow machine makes it later, and never sooner.
+    assert!(began.elapsed() >= Duration::from_millis(120 * 25 - 100), "{:?}", began.elapsed());
+    app.settled().await;
+    assert_eq!(receiver.count(), 120);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn what_two_dispatchers_may_send_at_once_is_shared_between_them() {
+    let app = App::with("shared-limit", |c| {
+        c.dispatch.beat = Duration::from_millis(50);
+        c.dispatch.dead_after = Duration::from_secs(5);
+    })
+    .await;
+    let config = eventpulse::config::Config {
+        dispatch: eventpulse::config::Dispatch {
+            beat: Duration::from_millis(50),
+            dead_after: Duration::from_secs(5),
+            ..Default::default()
+        },
+        ..crate::harness::config(&app.database)
+    };
+    let other = App::of(config, eventpulse::config::Roles::Dispatcher).await;
+    let receiver = Receiver::start().await;
+    receiver.script(|_| Reply::ok().with_delay(Duration::from_millis(20)));
+    let account = app.register(&receiver.url("/")).await;
+    set(&app, &account, "in_flight_max = 4").await;
+    eventually("they know of each other", PATIENCE, async || {
+        let peers = [&app, &other].map(|a| a.metric("eventpulse_dispatch_peers"));
+        if peers == [2.0, 2.0] { Ok(()) } else { Err(format!("{peers:?}")) }
+    })
+    .await;
+    for n in 0..200 {
+        app.send(&account.key, "t", json!(n)).await;
+    }
+    received(&receiver, 200).await;
+    assert!(receiver.concurrency_max() <= 4, "{}", receiver.concurrency_max());
+    other.stop().await;
+    app.stop().await;
+}
