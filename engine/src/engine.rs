@@ -29,7 +29,7 @@ use crate::{
         self, Link, Store,
         migrate::{self, Identity},
     },
-    stream::{self, Producer, Redis, consumer::Claims, due::Due},
+    stream::{self, Producer, Redis, breaker::Breakers, consumer::Claims, due::Due},
 };
 
 /// How long a start waits for Postgres to come up.
@@ -387,6 +387,7 @@ impl Api {
             parsers: Semaphore::new(PARSERS),
             due: Due::new(common.redis.commands()?, common.keys.clone(), config.retry.due_max),
             claims: Claims::new(common.redis.commands()?, common.keys.clone(), "api".to_owned()),
+            breakers: Breakers::new(common.redis.commands()?, common.keys.clone()),
             expiry_ms: i64::try_from(expiry.as_millis()).unwrap_or(i64::MAX),
             metrics: metrics.clone(),
         };

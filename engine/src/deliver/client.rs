@@ -37,7 +37,6 @@ const HEAD_BYTES_MAX: usize = 32 << 10;
 #[derive(Clone)]
 pub struct Client {
     inner: legacy::Client<HttpsConnector<Checked>, Full<Bytes>>,
-    timeout: Duration,
     reply_bytes_max: usize,
     retry_after_max: Duration,
     metrics: Arc<Metrics>,
@@ -64,21 +63,20 @@ impl Client {
             .build(connector);
         Client {
             inner,
-            timeout: settings.timeout,
             reply_bytes_max: settings.reply_bytes_max,
             retry_after_max,
             metrics,
         }
     }
 
-    /// Makes one call. Always ends within the time-out.
+    /// Makes one call. Always ends within `timeout`.
     ///
     /// # Cancel safety
     /// A dropped call may have reached the endpoint.
-    pub async fn call(&self, request: Request<Full<Bytes>>) -> Call {
+    pub async fn call(&self, request: Request<Full<Bytes>>, timeout: Duration) -> Call {
         let start = Instant::now();
         self.metrics.deliver.in_flight.increment(1.0);
-        let deadline = start + self.timeout;
+        let deadline = start + timeout;
         let result = match tokio::time::timeout_at(deadline, self.inner.request(request)).await {
             Ok(Ok(response)) => Ok(self.reply(response, deadline).await),
             Ok(Err(error)) => Err(failure(error)),

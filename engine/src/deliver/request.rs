@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
     Request, Uri,
-    header::{CONTENT_TYPE, HeaderValue, USER_AGENT},
+    header::{CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT},
 };
 
 use super::sign::Signer;
@@ -17,12 +17,24 @@ pub struct Target {
     pub webhook: Webhook,
     uri: Uri,
     signer: Signer,
+    /// The account's own, read once.
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Target {
     /// None when the stored URL cannot be read, as after an edit by hand.
     pub fn new(webhook: Webhook) -> Option<Target> {
-        Some(Target { uri: webhook.url.parse().ok()?, signer: Signer::new(&webhook.secret), webhook })
+        let read = |(name, value): &(String, String)| {
+            let mut value = HeaderValue::from_str(value).ok()?;
+            value.set_sensitive(true);
+            Some((HeaderName::try_from(name.as_str()).ok()?, value))
+        };
+        Some(Target {
+            uri: webhook.url.parse().ok()?,
+            signer: Signer::new(&webhook.secret),
+            headers: webhook.own.headers.iter().filter_map(read).collect(),
+            webhook,
+        })
     }
 
     /// The id that stays the same over all attempts of this delivery, and is unique even if a restored
@@ -40,6 +52,8 @@ impl Target {
         *request.method_mut() = hyper::Method::POST;
         *request.uri_mut() = self.uri.clone();
         let headers = request.headers_mut();
+        // Ours come after, so that nothing can stand in their place.
+        headers.extend(self.headers.iter().cloned());
         let mut set = |name: &'static str, value: &str| {
             // Types may hold any letter but control characters, which is what a header value allows.
             if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {

@@ -6,7 +6,7 @@ use hyper::{HeaderMap, Method, Request, Response, body::Incoming};
 use tokio::sync::Semaphore;
 
 use super::{
-    ApiError, Connection, Service, body, deliveries, dlq, events,
+    ApiError, Connection, Service, body, deliveries, dlq, events, manage,
     reply::{self, Body},
     webhooks, whole,
 };
@@ -19,7 +19,7 @@ use crate::{
         Store,
         accounts::{KeyOwner, Scope},
     },
-    stream::{consumer::Claims, due::Due},
+    stream::{breaker::Breakers, consumer::Claims, due::Due},
 };
 
 /// What the gateway's calls need.
@@ -37,6 +37,8 @@ pub struct Gateway {
     pub due: Due,
     /// Only looked at, to say who holds an entry.
     pub claims: Claims,
+    /// Likewise, to say which are open.
+    pub breakers: Breakers,
     pub expiry_ms: i64,
     pub metrics: Arc<Metrics>,
 }
@@ -111,14 +113,19 @@ impl Gateway {
             ["register-webhook"] if post => webhooks::register(self, request).await,
             ["dlq"] if get => dlq::list(self, request).await,
             ["dlq", id, "retry"] if post => dlq::retry(self, request, id).await,
+            ["webhooks"] if get => manage::list(self, request).await,
+            ["webhooks", id] if get => manage::show(self, request, id).await,
+            ["webhooks", id] if request.method() == Method::PATCH => manage::change(self, request, id).await,
+            ["webhooks", id] if request.method() == Method::DELETE => manage::delete(self, request, id).await,
             ["health"] if get => Ok(reply::health("api-gateway")),
             ["metrics"] if get => Ok(reply::metrics(&self.metrics)),
             ["send-event" | "send-events" | "register-webhook"] | ["dlq", _, "retry"] => {
                 Err(ApiError::method("POST"))
             }
-            ["events" | "dlq" | "health" | "metrics"] | ["events", _] | ["events", _, "attempts"] => {
-                Err(ApiError::method("GET"))
-            }
+            ["webhooks", _] => Err(ApiError::method("GET, PATCH, DELETE")),
+            ["events" | "dlq" | "webhooks" | "health" | "metrics"]
+            | ["events", _]
+            | ["events", _, "attempts"] => Err(ApiError::method("GET")),
             _ => Err(ApiError::no_such_path()),
         }
     }

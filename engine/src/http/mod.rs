@@ -11,9 +11,11 @@ mod dlq;
 mod error;
 mod events;
 mod gateway;
+mod manage;
 mod query;
 mod reply;
 mod server;
+mod settings;
 mod webhooks;
 mod whole;
 

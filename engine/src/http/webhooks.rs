@@ -113,7 +113,16 @@ fn validate(bytes: &[u8], allow_private: bool) -> Result<Valid, ApiError> {
         }
         _ => ApiError::bad("invalid_json", format!("the body is not JSON: {error}")),
     })?;
-    let name = form.name.as_ref().and_then(serde_json::Value::as_str).map(str::trim).unwrap_or_default();
+    Ok(Valid {
+        name: name(form.name.as_ref())?,
+        url: url(form.url.as_ref(), allow_private)?,
+        event_types: event_types(form.event_types)?,
+    })
+}
+
+/// A name as it must be, without the spaces around it.
+pub(super) fn name(value: Option<&serde_json::Value>) -> Result<String, ApiError> {
+    let name = value.and_then(serde_json::Value::as_str).map(str::trim).unwrap_or_default();
     if name.is_empty() {
         return Err(ApiError::bad("invalid_name", "`name` must be a string that is not empty"));
     }
@@ -123,7 +132,12 @@ fn validate(bytes: &[u8], allow_private: bool) -> Result<Valid, ApiError> {
             "`name` must have at most 255 characters and no control characters",
         ));
     }
-    let Some(url) = form.url.as_ref().and_then(serde_json::Value::as_str) else {
+    Ok(name.to_owned())
+}
+
+/// A URL that this deployment may call.
+pub(super) fn url(value: Option<&serde_json::Value>, allow_private: bool) -> Result<String, ApiError> {
+    let Some(url) = value.and_then(serde_json::Value::as_str) else {
         return Err(ApiError::bad("invalid_url", "`url` must be a string with an http or https URL"));
     };
     if let Err(refused) = target::check_url(url, allow_private) {
@@ -132,10 +146,11 @@ fn validate(bytes: &[u8], allow_private: bool) -> Result<Valid, ApiError> {
             refused => ApiError::bad("invalid_url", refused.to_string()),
         });
     }
-    Ok(Valid { name: name.to_owned(), url: url.to_owned(), event_types: event_types(form.event_types)? })
+    Ok(url.to_owned())
 }
 
-fn event_types(value: Option<serde_json::Value>) -> Result<Option<Vec<String>>, ApiError> {
+/// Types a webhook asks for; none stands for all.
+pub(super) fn event_types(value: Option<serde_json::Value>) -> Result<Option<Vec<String>>, ApiError> {
     let wrong = |message: &'static str| ApiError::bad("invalid_event_types", message);
     let items = match value {
         None | Some(serde_json::Value::Null) => return Ok(None),

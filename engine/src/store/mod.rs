@@ -11,6 +11,7 @@ mod copy;
 pub mod dlq;
 pub mod events;
 pub mod link;
+pub mod manage;
 pub mod migrate;
 pub mod parcels;
 pub mod progress;

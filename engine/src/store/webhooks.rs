@@ -44,7 +44,7 @@ SELECT id, $1, $2, $3, $4, version, version FROM a RETURNING id, account_id, cre
 const FOR_ACCOUNT: &str = "
 WITH v AS (UPDATE engine_state SET config_version = config_version + 1 RETURNING config_version),
 a AS (UPDATE accounts SET version = config_version FROM v
-      WHERE id = $5 AND (SELECT count(*) FROM webhooks WHERE account_id = $5) < $6
+      WHERE id = $5 AND (SELECT count(*) FROM webhooks WHERE account_id = $5 AND state <> 'deleted') < $6
       RETURNING id, config_version)
 INSERT INTO webhooks (account_id, name, url, secret, event_types, since_version, version)
 SELECT id, $1, $2, $3, $4, config_version, config_version FROM a RETURNING id, account_id, created_at";

@@ -13,3 +13,4 @@ mod process;
 mod shared_work;
 mod sockets;
 mod volume;
+mod webhooks;
