@@ -74,6 +74,52 @@ impl fmt::Display for Timestamp {
     }
 }
 
+/// Of the form that is written, with or without milliseconds; nothing else.
+impl std::str::FromStr for Timestamp {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Timestamp, ()> {
+        let bytes = text.as_bytes();
+        let (fraction, ms) = match bytes.len() {
+            20 => (bytes.get(19..).ok_or(())?, 0),
+            24 if bytes[19] == b'.' => (&bytes[23..], number(&bytes[20..23])?),
+            _ => return Err(()),
+        };
+        let separators = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':')];
+        if fraction != b"Z" || separators.iter().any(|(at, letter)| bytes[*at] != *letter) {
+            return Err(());
+        }
+        let part = |from: usize, to: usize| number(&bytes[from..to]);
+        let (year, month, day) = (part(0, 4)?, part(5, 7)?, part(8, 10)?);
+        let (hour, minute, second) = (part(11, 13)?, part(14, 16)?, part(17, 19)?);
+        let days = days_from_civil(year, month, day);
+        // A day that is none comes back as another.
+        if hour > 23 || minute > 59 || second > 59 || civil_from_days(days) != (year, month, day) {
+            return Err(());
+        }
+        Ok(Timestamp((((days * 24 + hour) * 60 + minute) * 60 + second) * 1000 + ms))
+    }
+}
+
+/// A number of decimal digits and nothing else.
+fn number(digits: &[u8]) -> Result<i64, ()> {
+    digits.iter().try_fold(
+        0,
+        |n, d| {
+            if d.is_ascii_digit() { Ok(n * 10 + i64::from(d - b'0')) } else { Err(()) }
+        },
+    )
+}
+
+/// The inverse of [`civil_from_days`], from the same source.
+fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
+    let year = year - i64::from(month <= 2);
+    let era = year.div_euclid(400);
+    let yoe = year.rem_euclid(400);
+    let doy = (153 * (month + if month > 2 { -3 } else { 9 }) + 2) / 5 + day - 1;
+    era * 146_097 + yoe * 365 + yoe / 4 - yoe / 100 + doy - 719_468
+}
+
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -241,6 +287,26 @@ mod tests {
         ];
         for (ms, text) in cases {
             assert_eq!(Timestamp(ms).to_string(), text);
+            assert_eq!(text.parse(), Ok(Timestamp(ms)));
+        }
+    }
+
+    #[test]
+    fn only_times_are_read_as_times() {
+        assert_eq!("2024-01-01T00:00:00Z".parse(), Ok(Timestamp(1_704_067_200_000)));
+        for text in [
+            "",
+            "2024-01-01",
+            "2024-02-30T00:00:00Z",
+            "2024-13-01T00:00:00Z",
+            "2024-00-10T00:00:00Z",
+            "2024-01-01T24:00:00Z",
+            "2024-01-01 00:00:00Z",
+            "2024-01-01T00:00:00+1",
+            "2024-01-01T00:00:0éZ",
+            "-024-01-01T00:00:00Z",
+        ] {
+            assert_eq!(text.parse::<Timestamp>(), Err(()), "{text}");
         }
     }
 

@@ -61,12 +61,7 @@ impl Client {
             // Only what never reached the connection is sent again; hyper gives such a request back whole.
             .retry_canceled_requests(true)
             .build(connector);
-        Client {
-            inner,
-            reply_bytes_max: settings.reply_bytes_max,
-            retry_after_max,
-            metrics,
-        }
+        Client { inner, reply_bytes_max: settings.reply_bytes_max, retry_after_max, metrics }
     }
 
     /// Makes one call. Always ends within `timeout`.

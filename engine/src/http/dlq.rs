@@ -1,16 +1,23 @@
-//! `GET /dlq` and `POST /dlq/:id/retry`.
+//! `GET /dlq`, `POST /dlq/:id/retry` and `POST /dlq/retry`.
 
 use hyper::{Request, Response, StatusCode, body::Incoming};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
-    ApiError, Gateway, query,
+    ApiError, Gateway, body, query,
     reply::{self, Body},
 };
 use crate::{
     model::{EventId, Timestamp, WebhookId},
-    store::dlq::Requeue,
+    store::dlq::{Filter, Requeue},
 };
+
+/// Dead letters of one bulk request, and of one statement in it.
+const BULK_MAX: i64 = 10_000;
+const PAGE: i64 = 500;
+
+/// What is left is counted up to here.
+const COUNT_MAX: i64 = 100_000;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -28,7 +35,8 @@ struct Entry {
 pub(super) async fn list(gateway: &Gateway, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
     let owner = gateway.manager(request.headers()).await?;
     let page = query::page(request.uri().query())?;
-    let rows = gateway.store.list_dlq(owner.account, page.before, page.limit).await?;
+    let filter = filter(request.uri().query())?;
+    let rows = gateway.store.list_dlq(owner.account, &filter, page.before, page.limit).await?;
     let entries: Vec<Entry> = rows
         .into_iter()
         .map(|row| Entry {
@@ -43,6 +51,82 @@ pub(super) async fn list(gateway: &Gateway, request: &Request<Incoming>) -> Resu
         })
         .collect();
     let body = serde_json::json!({ "ok": true, "dlqEntries": entries });
+    Ok(reply::json(StatusCode::OK, body.to_string().into()))
+}
+
+/// Reads `webhookId`, `reasonCode`, `since` and `until`.
+fn filter(query: Option<&str>) -> Result<Filter, ApiError> {
+    let mut filter = Filter::default();
+    for pair in query.unwrap_or_default().split('&') {
+        match pair.split_once('=').unwrap_or((pair, "")) {
+            ("webhookId", text) => filter.webhook = Some(WebhookId(query::id(text)?)),
+            ("reasonCode", text) => filter.reason_code = Some(text.to_owned()),
+            ("since", text) => filter.since = Some(time("since", text)?),
+            ("until", text) => filter.until = Some(time("until", text)?),
+            _ => {}
+        }
+    }
+    Ok(filter)
+}
+
+fn time(name: &'static str, text: &str) -> Result<Timestamp, ApiError> {
+    // A colon may stand in a query as it is or escaped.
+    text.replace("%3A", ":").replace("%3a", ":").parse().map_err(|()| {
+        ApiError::bad("invalid_time", format!("`{name}` must be a time such as 2026-01-31T08:00:00Z"))
+    })
+}
+
+/// A bulk requeue: the filter of the list, and how far to go.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Bulk {
+    webhook_id: Option<i64>,
+    reason_code: Option<String>,
+    since: Option<String>,
+    until: Option<String>,
+    limit: Option<i64>,
+    after: Option<i64>,
+}
+
+/// Requeues many. It answers how far it came; who calls goes on from there, until there is no `next`.
+pub(super) async fn retry_many(
+    gateway: &Gateway,
+    request: &mut Request<Incoming>,
+) -> Result<Response<Body>, ApiError> {
+    let owner = gateway.manager(request.headers()).await?;
+    let body = body::read_json(request, gateway.limits(owner.account)).await?;
+    let bulk: Bulk = serde_json::from_slice(&body.bytes)
+        .map_err(|error| ApiError::bad("invalid_body", format!("send a JSON object: {error}")))?;
+    let limit = bulk.limit.unwrap_or(1000);
+    if !(1..=BULK_MAX).contains(&limit) {
+        return Err(ApiError::bad("invalid_limit", "`limit` must be a number within 1..10000"));
+    }
+    let filter = Filter {
+        webhook: bulk.webhook_id.map(WebhookId),
+        reason_code: bulk.reason_code,
+        since: bulk.since.map(|text| time("since", &text)).transpose()?,
+        until: bulk.until.map(|text| time("until", &text)).transpose()?,
+    };
+    let (mut after, mut looked, mut requeued) = (bulk.after.unwrap_or(0), 0, 0);
+    let mut more = true;
+    while more && looked < limit {
+        let size = (limit - looked).min(PAGE);
+        let page = gateway.store.requeue_page(owner.account, &filter, after, size, gateway.expiry_ms).await?;
+        more = page.looked as i64 == size;
+        looked += page.looked as i64;
+        requeued += page.requeued.len() as u64;
+        after = page.last.unwrap_or(after);
+        gateway.metrics.dlq.requeued.increment(page.requeued.len() as u64);
+        // Not told to Redis: the feeder brings them in at its own pace, and a thousand at once would hold up others.
+    }
+    let remaining = gateway.store.count_letters(owner.account, &filter, after, COUNT_MAX).await?;
+    let body = serde_json::json!({
+        "ok": true,
+        "requeued": requeued,
+        "skipped": looked.unsigned_abs() - requeued,
+        "remaining": remaining,
+        "next": (remaining > 0).then_some(after),
+    });
     Ok(reply::json(StatusCode::OK, body.to_string().into()))
 }
 

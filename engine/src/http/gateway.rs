@@ -112,6 +112,7 @@ impl Gateway {
             ["events", id, "attempts"] if get => deliveries::attempts(self, request, id).await,
             ["register-webhook"] if post => webhooks::register(self, request).await,
             ["dlq"] if get => dlq::list(self, request).await,
+            ["dlq", "retry"] if post => dlq::retry_many(self, request).await,
             ["dlq", id, "retry"] if post => dlq::retry(self, request, id).await,
             ["webhooks"] if get => manage::list(self, request).await,
             ["webhooks", id] if get => manage::show(self, request, id).await,
@@ -119,7 +120,7 @@ impl Gateway {
             ["webhooks", id] if request.method() == Method::DELETE => manage::delete(self, request, id).await,
             ["health"] if get => Ok(reply::health("api-gateway")),
             ["metrics"] if get => Ok(reply::metrics(&self.metrics)),
-            ["send-event" | "send-events" | "register-webhook"] | ["dlq", _, "retry"] => {
+            ["send-event" | "send-events" | "register-webhook"] | ["dlq", "retry"] | ["dlq", _, "retry"] => {
                 Err(ApiError::method("POST"))
             }
             ["webhooks", _] => Err(ApiError::method("GET, PATCH, DELETE")),

@@ -25,11 +25,34 @@ pub enum Requeue {
     WebhookDisabled,
 }
 
+/// Which dead letters are meant; what is none does not matter.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    pub webhook: Option<WebhookId>,
+    pub reason_code: Option<String>,
+    pub since: Option<Timestamp>,
+    pub until: Option<Timestamp>,
+}
+
+/// The part of a statement that a filter is, after the account in $1.
+const FILTER: &str = "account_id = $1 AND ($2::bigint IS NULL OR webhook_id = $2)
+    AND ($3::text IS NULL OR reason_code = $3)
+    AND ($4::timestamptz IS NULL OR created_at >= $4) AND ($5::timestamptz IS NULL OR created_at < $5)";
+
+/// What came of one page.
+#[derive(Debug)]
+pub struct Page {
+    pub looked: usize,
+    /// The id to go on after.
+    pub last: Option<i64>,
+    pub requeued: Vec<Key>,
+}
+
 const REQUEUE: &str = "
 WITH letter AS (
     UPDATE dlq_entries AS d SET requeued_at = date_trunc('milliseconds', clock_timestamp())
     FROM webhooks AS w
-    WHERE d.id = $1 AND d.account_id = $2 AND d.requeued_at IS NULL
+    WHERE d.id = ANY ($1::bigint[]) AND d.account_id = $2 AND d.requeued_at IS NULL
       AND w.id = d.webhook_id AND w.state IN ('active', 'paused')
     RETURNING d.event_id, d.webhook_id, d.round
 )
@@ -40,13 +63,24 @@ ON CONFLICT (event_id, webhook_id) DO UPDATE SET round = excluded.round, attempt
 RETURNING event_id, webhook_id";
 
 impl Store {
-    /// An account's dead letters, newest first, below `before`.
-    pub async fn list_dlq(&self, account: AccountId, before: i64, limit: i64) -> Result<Vec<Entry>, Error> {
+    /// An account's dead letters that a filter names, newest first, below `before`.
+    pub async fn list_dlq(
+        &self,
+        account: AccountId,
+        filter: &Filter,
+        before: i64,
+        limit: i64,
+    ) -> Result<Vec<Entry>, Error> {
         let client = self.client().await?;
-        let sql = "SELECT id, event_id, webhook_id, attempts, reason, reason_code, created_at, requeued_at
-                   FROM dlq_entries WHERE account_id = $1 AND id < $2 ORDER BY id DESC LIMIT $3";
-        let statement = client.prepare_cached(sql).await?;
-        let rows = client.query(&statement, &[&account, &before, &limit]).await?;
+        let sql = format!(
+            "SELECT id, event_id, webhook_id, attempts, reason, reason_code, created_at, requeued_at
+             FROM dlq_entries WHERE {FILTER} AND id < $6 ORDER BY id DESC LIMIT $7"
+        );
+        let statement = client.prepare_cached(&sql).await?;
+        let Filter { webhook, reason_code, since, until } = filter;
+        let rows = client
+            .query(&statement, &[&account, webhook, reason_code, since, until, &before, &limit])
+            .await?;
         Ok(rows
             .iter()
             .map(|row| Entry {
@@ -67,7 +101,7 @@ impl Store {
     pub async fn requeue(&self, account: AccountId, id: i64, expires_ms: i64) -> Result<Requeue, Error> {
         let client = self.client().await?;
         let expires = expires_ms as f64;
-        if let Some(row) = client.query_opt(REQUEUE, &[&id, &account, &expires]).await? {
+        if let Some(row) = client.query_opt(REQUEUE, &[&vec![id], &account, &expires]).await? {
             return Ok(Requeue::Done((row.get(0), row.get(1))));
         }
         let sql = "SELECT requeued_at IS NOT NULL FROM dlq_entries WHERE id = $1 AND account_id = $2";
@@ -76,5 +110,51 @@ impl Store {
             Some(row) if row.get(0) => Requeue::AlreadyRequeued,
             Some(_) => Requeue::WebhookDisabled,
         })
+    }
+
+    /// Requeues those of one page of a filter's dead letters that can be, the oldest first, above `after`.
+    pub async fn requeue_page(
+        &self,
+        account: AccountId,
+        filter: &Filter,
+        after: i64,
+        limit: i64,
+        expires_ms: i64,
+    ) -> Result<Page, Error> {
+        let client = self.client().await?;
+        let sql = format!(
+            "SELECT id FROM dlq_entries WHERE {FILTER} AND requeued_at IS NULL AND id > $6 ORDER BY id LIMIT $7"
+        );
+        let statement = client.prepare_cached(&sql).await?;
+        let Filter { webhook, reason_code, since, until } = filter;
+        let rows =
+            client.query(&statement, &[&account, webhook, reason_code, since, until, &after, &limit]).await?;
+        let ids: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
+        let expires = expires_ms as f64;
+        let statement = client.prepare_cached(REQUEUE).await?;
+        let rows = client.query(&statement, &[&ids, &account, &expires]).await?;
+        let requeued = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        Ok(Page { looked: ids.len(), last: ids.last().copied(), requeued })
+    }
+
+    /// How many of a filter's dead letters above `after` are not requeued, counted up to `max`.
+    pub async fn count_letters(
+        &self,
+        account: AccountId,
+        filter: &Filter,
+        after: i64,
+        max: i64,
+    ) -> Result<i64, Error> {
+        let client = self.client().await?;
+        let sql = format!(
+            "SELECT count(*) FROM (SELECT FROM dlq_entries WHERE {FILTER} AND requeued_at IS NULL AND id > $6
+             ORDER BY id LIMIT $7) AS found"
+        );
+        let statement = client.prepare_cached(&sql).await?;
+        let Filter { webhook, reason_code, since, until } = filter;
+        let row = client
+            .query_one(&statement, &[&account, webhook, reason_code, since, until, &after, &max])
+            .await?;
+        Ok(row.get(0))
     }
 }

@@ -4,6 +4,7 @@ mod bad_input;
 mod bulk;
 mod contract;
 mod delivery;
+mod dlq;
 mod harness;
 mod idempotency;
 mod lanes;
