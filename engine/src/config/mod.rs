@@ -130,7 +130,8 @@ section!(
         /// refusals; longer keeps producers waiting for it.
         #[serde(with = "span")]
         commit_timeout: Duration = Duration::from_secs(5),
-        /// How long a streamed batch may wait for a later commit to carry its mark.
+        /// How long a streamed batch waits for its mark, which is written with all others of that time. A batch that is
+        /// delivered sooner needs none.
         #[serde(with = "span")]
         mark_flush: Duration = Duration::from_millis(250),
         /// Recent commits kept for a dispatcher in the same process, in events.
