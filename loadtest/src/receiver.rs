@@ -11,10 +11,11 @@ use std::{
     convert::Infallible,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
+use hdrhistogram::Histogram;
 use hmac::{Hmac, KeyInit, Mac};
 use http_body_util::{BodyExt, Full};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, body::Incoming, service::service_fn};
@@ -52,6 +53,16 @@ pub struct Summary {
     #[serde(flatten)]
     pub all: Counts,
     pub hooks: HashMap<String, Counts>,
+    /// From commit to arrival of what was answered with 2xx, of each hook.
+    pub latency: HashMap<String, Latency>,
+}
+
+/// Milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Latency {
+    pub p50: u64,
+    pub p99: u64,
+    pub max: u64,
 }
 
 #[derive(Default)]
@@ -59,6 +70,7 @@ struct Hook {
     mac: Option<Hmac<Sha256>>,
     counts: Counts,
     delivered: HashSet<u64>,
+    late: Option<Histogram<u32>>,
 }
 
 /// All hooks.
@@ -136,6 +148,9 @@ impl Ledger {
             if !hook.counts.overflow {
                 hook.delivered.insert(event);
                 hook.counts.unique += 1;
+                if let (Some(ms), Ok(new)) = (age_ms(body), Histogram::new(2)) {
+                    hook.late.get_or_insert(new).saturating_record(ms);
+                }
             }
         }
         status
@@ -153,6 +168,10 @@ impl Ledger {
             all.unsigned += counts.unsigned;
             all.overflow |= counts.overflow;
             summary.hooks.insert(name.clone(), counts.clone());
+            if let Some(late) = &hook.late {
+                let [p50, p99] = [0.5, 0.99].map(|q| late.value_at_quantile(q));
+                summary.latency.insert(name.clone(), Latency { p50, p99, max: late.max() });
+            }
         }
         summary
     }
@@ -161,8 +180,20 @@ impl Ledger {
         for hook in self.hooks().values_mut() {
             hook.counts = Counts::default();
             hook.delivered = HashSet::new();
+            hook.late = None;
         }
     }
+}
+
+/// How long ago an event was committed, by the `createdAt` at its end and the clock that both sides share.
+fn age_ms(body: &[u8]) -> Option<u64> {
+    const DAY: i64 = 86_400_000;
+    let time = body.strip_suffix(b"Z\"}")?.last_chunk::<12>()?;
+    let number = |from: usize, to: usize| std::str::from_utf8(&time[from..to]).ok()?.parse::<i64>().ok();
+    let at = ((number(0, 2)? * 60 + number(3, 5)?) * 60 + number(6, 8)?) * 1000 + number(9, 12)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_millis() as i64 % DAY;
+    // Midnight lies between them once a day.
+    u64::try_from((now - at).rem_euclid(DAY)).ok()
 }
 
 /// `sha256=` and the MAC of the body in small hexadecimal letters.
