@@ -13,24 +13,6 @@ ALTER TABLE webhooks
     DROP CONSTRAINT webhooks_state_check,
     ADD CONSTRAINT webhooks_state_check CHECK (state IN ('active', 'paused', 'disabled', 'deleted'));
 
--- How a webhook is doing, as its dispatchers last said. Written on changes and every few seconds at most; losing it
--- costs nothing but what the API shows, and the clock of the automatic disabling.
-CREATE TABLE webhook_health (
-    webhook_id bigint PRIMARY KEY,
-    breaker text NOT NULL DEFAULT 'closed',
-    -- Since when nothing but failures; null after a success.
-    failing_since timestamptz,
-    last_success_at timestamptz,
-    last_failure_at timestamptz,
-    -- The reason code of the last failure.
-    last_failure text,
-    in_flight integer NOT NULL DEFAULT 0,
-    in_flight_limit integer NOT NULL DEFAULT 0,
-    queued integer NOT NULL DEFAULT 0,
-    slow boolean NOT NULL DEFAULT false,
-    updated_at timestamptz NOT NULL DEFAULT date_trunc('milliseconds', clock_timestamp())
-) WITH (fillfactor = 60, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
-
 CREATE INDEX dlq_entries_by_webhook ON dlq_entries (webhook_id, id DESC);
 
 -- What waits for its lane's word and not for a time (the reasons are those of SHELVED in the engine).

@@ -7,7 +7,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{Context, Delivery, work};
 use crate::{
     lane::{Change, Errand, Lane},
-    model::WebhookId,
+    model::{State, WebhookId},
     stream::{breaker::Turn, due::Due},
 };
 
@@ -63,8 +63,12 @@ async fn search(context: &Context) -> Result<(), Failure> {
         .filter(|(_, lane)| lane.standing().open)
         .map(|(webhook, _)| webhook)
         .collect();
-    let mut found = context.store.shelved_webhooks().await?;
-    found.retain(|webhook| !known.contains(webhook));
+    let (ended, mut found): (Vec<_>, Vec<_>) =
+        context.store.shelved_webhooks().await?.into_iter().partition(|(_, ended)| *ended);
+    // Nothing is sent for these: their work comes back to end as dead letters, whatever the breaker says.
+    ended.into_iter().for_each(|(webhook, _)| context.lanes.of(webhook).close());
+    found.retain(|(webhook, _)| !known.contains(webhook));
+    let found: Vec<WebhookId> = found.into_iter().map(|(webhook, _)| webhook).collect();
     let open = context.breakers.clone().are_open(&found).await?;
     for (webhook, open) in found.into_iter().zip(open) {
         context.lanes.of(webhook).note_shelved(open);
@@ -141,6 +145,11 @@ async fn try_probe(
         lane.close();
         return Ok(false);
     };
+    if delivery.target.webhook.state != State::Active {
+        lane.close();
+        work::admit(context, delivery).await;
+        return Ok(false);
+    }
     lane.begin_probe();
     work::start(context, lane, delivery);
     Ok(true)

@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 use super::{
     ApiError, Connection, Service, body, deliveries, dlq, events, manage,
     reply::{self, Body},
-    webhooks, whole,
+    resend, webhooks, whole,
 };
 use crate::{
     config::Config,
@@ -110,6 +110,7 @@ impl Gateway {
             ["events"] if get => events::list(self, request).await,
             ["events", id] if get => deliveries::event(self, request, id).await,
             ["events", id, "attempts"] if get => deliveries::attempts(self, request, id).await,
+            ["events", id, "resend"] if post => resend::resend(self, request, id).await,
             ["register-webhook"] if post => webhooks::register(self, request).await,
             ["dlq"] if get => dlq::list(self, request).await,
             ["dlq", "retry"] if post => dlq::retry_many(self, request).await,
@@ -120,9 +121,10 @@ impl Gateway {
             ["webhooks", id] if request.method() == Method::DELETE => manage::delete(self, request, id).await,
             ["health"] if get => Ok(reply::health("api-gateway")),
             ["metrics"] if get => Ok(reply::metrics(&self.metrics)),
-            ["send-event" | "send-events" | "register-webhook"] | ["dlq", "retry"] | ["dlq", _, "retry"] => {
-                Err(ApiError::method("POST"))
-            }
+            ["send-event" | "send-events" | "register-webhook"]
+            | ["dlq", "retry"]
+            | ["dlq", _, "retry"]
+            | ["events", _, "resend"] => Err(ApiError::method("POST")),
             ["webhooks", _] => Err(ApiError::method("GET, PATCH, DELETE")),
             ["events" | "dlq" | "webhooks" | "health" | "metrics"]
             | ["events", _]

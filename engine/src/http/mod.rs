@@ -14,6 +14,7 @@ mod gateway;
 mod manage;
 mod query;
 mod reply;
+mod resend;
 mod server;
 mod settings;
 mod webhooks;

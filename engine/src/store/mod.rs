@@ -15,6 +15,7 @@ pub mod manage;
 pub mod migrate;
 pub mod parcels;
 pub mod progress;
+pub mod resend;
 pub mod scheduled;
 pub mod settle;
 mod shelf;

@@ -16,8 +16,9 @@ WITH RECURSIVE w AS (
             AND s.webhook_id > w.webhook_id ORDER BY s.webhook_id LIMIT 1)
     FROM w WHERE w.webhook_id IS NOT NULL
 )
-SELECT webhook_id FROM (SELECT webhook_id FROM w LIMIT $1) AS found WHERE webhook_id IS NOT NULL
-    AND NOT EXISTS (SELECT FROM webhooks WHERE id = webhook_id AND state = 'paused')";
+SELECT f.webhook_id, coalesce(h.state, 'deleted') IN ('disabled', 'deleted')
+FROM (SELECT webhook_id FROM w LIMIT $1) AS f LEFT JOIN webhooks AS h ON h.id = f.webhook_id
+WHERE f.webhook_id IS NOT NULL AND h.state IS DISTINCT FROM 'paused'";
 
 const PULL: &str = "
 UPDATE scheduled SET next_at = now(), reason = 'parked' WHERE (event_id, webhook_id) IN (
@@ -50,12 +51,12 @@ WITH gone AS (
 SELECT count(*) FROM gone";
 
 impl Store {
-    /// Webhooks for which something is shelved, but for paused ones.
-    pub async fn shelved_webhooks(&self) -> Result<Vec<WebhookId>, Error> {
+    /// Webhooks for which something is shelved, but for paused ones, and whether each is disabled or gone.
+    pub async fn shelved_webhooks(&self) -> Result<Vec<(WebhookId, bool)>, Error> {
         let client = self.client().await?;
         let statement = client.prepare_cached(WEBHOOKS).await?;
         let rows = client.query(&statement, &[&WEBHOOKS_MAX]).await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
     /// Takes up to `limit` of a webhook's deliveries from the shelf, the oldest first: they are due now.

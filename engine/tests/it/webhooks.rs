@@ -139,3 +139,37 @@ async fn a_webhook_has_retries_of_its_own() {
     .await;
     app.stop().await;
 }
+
+#[tokio::test]
+async fn an_event_is_sent_once_more_when_its_account_asks() {
+    let app = App::with("resend", swept_soon).await;
+    let receiver = Receiver::start().await;
+    let (account, other) = (app.register(&receiver.url("/")).await, app.register(&receiver.url("/")).await);
+    let id = app.send(&account.key, "t", json!(1)).await;
+    received(&receiver, 1).await;
+    app.settled().await;
+    let path = format!("/events/{id}/resend");
+    let ours = json!({ "webhookId": account.webhook });
+    let (status, body) = call(&app, Method::POST, &account.key, &path, ours.clone()).await;
+    assert_eq!(status, 200, "{body}");
+    received(&receiver, 2).await;
+    app.settled().await;
+    let (_, body) = app.get(&account.key, &format!("/events/{id}/attempts")).await;
+    let rounds: Vec<i64> =
+        body["attempts"].as_array().unwrap().iter().map(|a| a["round"].as_i64().unwrap()).collect();
+    assert_eq!(rounds, [1, 2]);
+    let theirs = json!({ "webhookId": other.webhook });
+    assert_eq!(call(&app, Method::POST, &account.key, &path, theirs).await.0, 404, "another's webhook");
+    assert_eq!(call(&app, Method::POST, &other.key, &path, ours.clone()).await.0, 404, "another's event");
+    assert_eq!(call(&app, Method::POST, &account.key, &path, json!({})).await.0, 400);
+    receiver.script(|_| Reply::hang());
+    assert_eq!(call(&app, Method::POST, &account.key, &path, ours.clone()).await.0, 200);
+    received(&receiver, 3).await;
+    let (status, body) = call(&app, Method::POST, &account.key, &path, ours.clone()).await;
+    assert_eq!((status, &body["error"]["code"]), (409, &json!("already_scheduled")));
+    let webhook = format!("/webhooks/{}", account.webhook);
+    call(&app, Method::PATCH, &account.key, &webhook, json!({ "state": "disabled" })).await;
+    let (status, body) = call(&app, Method::POST, &account.key, &path, ours).await;
+    assert_eq!((status, &body["error"]["code"]), (409, &json!("webhook_disabled")));
+    app.stop().await;
+}
