@@ -106,7 +106,10 @@ impl Link {
     /// a million rows.
     async fn connect(&self) -> Result<Client, Error> {
         let client = self.address.connect().await?;
-        client.batch_execute("SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off").await.map_err(Error::Connect)?;
+        client
+            .batch_execute("SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off")
+            .await
+            .map_err(Error::Connect)?;
         Ok(client)
     }
 
