@@ -32,7 +32,7 @@ use self::{
     opened::Opened,
 };
 use crate::{
-    config::Config,
+    config::{self, Config},
     deliver::{Client, Target, outcome::Kept},
     ingest::Ring,
     lane::{self, Lanes},
@@ -42,7 +42,7 @@ use crate::{
     settle::{self, Open, Recorder},
     store::{Link, Store},
     stream::{
-        Error, Keys, Redis,
+        self, Keys, Redis,
         consumer::{Claims, Reader},
         due::Due,
     },
@@ -87,6 +87,15 @@ struct Context {
     metrics: Arc<Metrics>,
 }
 
+/// Why a dispatcher did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    #[error(transparent)]
+    Stream(#[from] stream::Error),
+}
+
 /// What a dispatcher is made of.
 pub struct Parts {
     pub config: Arc<Config>,
@@ -114,7 +123,7 @@ impl Dispatcher {
     /// Starts all loops in the current runtime.
     ///
     /// # Errors
-    /// When the Redis URL cannot be used. An absent Redis is waited for.
+    /// When the Redis URL or a setting of the client cannot be used. An absent Redis is waited for.
     pub fn start(parts: Parts, stop: signal::Receiver<bool>) -> Result<Dispatcher, Error> {
         let Parts { config, store, redis, keys, instance, ring, metrics } = parts;
         let opened = Opened::default();
@@ -129,7 +138,8 @@ impl Dispatcher {
             closed: Box::new(move |entry: &Open| closing.remove(&entry.id)),
             metrics: metrics.clone(),
         });
-        let context = Arc::new(Context::new(&config, store.clone(), recorder, opened, metrics.clone()));
+        let context = Context::new(&config, store.clone(), recorder, opened, metrics.clone())?;
+        let context = Arc::new(context);
         let consumer = format!("dispatcher-{instance}");
         let claims = Claims::new(redis.commands()?, keys.clone(), consumer.clone());
         let due = Due::new(redis.commands()?, keys.clone(), config.retry.due_max);
@@ -204,9 +214,9 @@ impl Context {
         recorder: settle::Handle<Permit>,
         opened: Opened,
         metrics: Arc<Metrics>,
-    ) -> Context {
+    ) -> Result<Context, config::Error> {
         let (dispatch, deliver) = (&config.dispatch, &config.deliver);
-        Context {
+        Ok(Context {
             registry: Registry::new(store.clone()),
             store,
             lanes: Lanes::new(lane::Limits {
@@ -221,7 +231,7 @@ impl Context {
                 config.retry.retry_after_max,
                 config.targets.allow_private,
                 metrics.clone(),
-            ),
+            )?,
             recorder,
             policy: Policy::new(&config.retry, deliver.timeout),
             kept: Kept { success: deliver.success_bytes_kept, failure: deliver.failure_bytes_kept },
@@ -232,6 +242,6 @@ impl Context {
             retry_budget: Budget::new(dispatch.retries_held_max, dispatch.held_bytes_max / 4),
             config: config.clone(),
             metrics,
-        }
+        })
     }
 }

@@ -77,7 +77,7 @@ async fn deliver(context: &Arc<Context>, mut delivery: Delivery) {
         return abandon(context, delivery);
     }
     let request = delivery.target.request(&delivery.event, delivery.tried, Timestamp::now());
-    let mut call = std::pin::pin!(context.client.call(request));
+    let mut call = std::pin::pin!(context.client.call(request, timeout));
     let held = tokio::time::sleep(context.config.dispatch.hold);
     let done = tokio::select! {
         biased;
