@@ -62,6 +62,8 @@ pub enum Error {
     Store(#[from] store::Error),
     #[error(transparent)]
     Stream(#[from] stream::Error),
+    #[error(transparent)]
+    Dispatch(#[from] dispatch::Error),
     #[error("the {0} ended unexpectedly")]
     Ended(&'static str),
 }

@@ -120,6 +120,14 @@ catalogue! {
         in_flight: Gauge "eventpulse_deliver_in_flight" "Requests in flight.";
         seconds: Histogram "eventpulse_deliver_seconds" "Time of one attempt.";
         opened: Counter "eventpulse_deliver_connections_opened_total" "Connections opened to endpoints.";
+        reused: Counter "eventpulse_deliver_connections_reused_total" "Requests on a connection that was open already.";
+        idle: Gauge "eventpulse_deliver_connections_idle" "Connections to endpoints without a request.";
+        closed_idle: Counter "eventpulse_deliver_connections_closed_total" ["reason" = "idle"] "Connections without a request that were closed, by reason.";
+        closed_age: Counter "eventpulse_deliver_connections_closed_total" ["reason" = "age"] "Connections without a request that were closed, by reason.";
+        closed_evicted: Counter "eventpulse_deliver_connections_closed_total" ["reason" = "evicted"] "Connections without a request that were closed, by reason.";
+        closed_peer: Counter "eventpulse_deliver_connections_closed_total" ["reason" = "peer"] "Connections without a request that were closed, by reason.";
+        dns_seconds: Histogram "eventpulse_deliver_dns_seconds" "Time of one look-up of a name.";
+        dns_failures: Counter "eventpulse_deliver_dns_failures_total" "Look-ups of a name that failed.";
         out_of_files: Counter "eventpulse_deliver_out_of_files_total" "Deliveries put off because this process had no file descriptors left.";
         blocked: Counter "eventpulse_deliver_targets_blocked_total" "Connections refused because the address may not be called.";
     }

@@ -5,6 +5,8 @@
 //! variables (`DATABASE_URL`, `PORT`, ...) are listed in [`load::ALIASES`].
 
 pub mod load;
+pub mod proxy;
+pub mod roots;
 mod validate;
 pub mod value;
 
@@ -209,12 +211,22 @@ section!(
         /// One attempt, from looking the name up to the last byte of the reply.
         #[serde(with = "span")]
         timeout: Duration = Duration::from_secs(15),
-        /// For DNS and TCP together.
+        /// For DNS, TCP and TLS together, and for a proxy's answer.
         #[serde(with = "span")]
         connect_timeout: Duration = Duration::from_secs(5),
         /// Idle connections are closed after it; Node's servers close theirs after 5 s.
         #[serde(with = "span")]
         idle: Duration = Duration::from_secs(4),
+        /// Connections are not used again past this age, so that a name which moved is looked up again.
+        #[serde(with = "span")]
+        age_max: Duration = Duration::from_secs(300),
+        /// Idle connections to all endpoints together; past it those used least recently are closed. Each takes a file
+        /// descriptor; too few, and most deliveries open a connection.
+        idle_max: usize = 4096,
+        /// `http://host:port` of a proxy that all calls go through by CONNECT, with `user:password@` if it wants them.
+        proxy: Secret = Secret::default(),
+        /// A PEM file of certificate authorities that endpoints may have beside the public ones.
+        extra_roots: String = String::new(),
         /// Bytes of a reply that are read; the rest closes the connection.
         reply_bytes_max: usize = 64 << 10,
         /// Bytes of a successful reply kept in the attempt.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Config, Roles, load::Error};
+use super::{Config, Roles, load::Error, proxy::Proxy, roots};
 
 impl Config {
     /// # Errors
@@ -97,6 +97,13 @@ impl Config {
             "deliver.timeout must not be shorter than deliver.connect_timeout",
         );
         need(!self.deliver.timeout.is_zero(), "deliver.timeout must not be zero");
+        need(!self.deliver.age_max.is_zero(), "deliver.age_max must not be zero");
+        if let Err(problem) = Proxy::parse(&self.deliver.proxy) {
+            need(false, &format!("deliver.proxy {problem}"));
+        }
+        if let Err(problem) = roots::read(&self.deliver.extra_roots) {
+            need(false, &format!("deliver.extra_roots {problem}"));
+        }
         need(self.retry.jitter_percent <= 100, "retry.jitter_percent must be within 0..100");
         need(self.retry.due_max > 0, "retry.due_max must be at least 1");
         if problems.is_empty() { Ok(()) } else { Err(Error(problems)) }
@@ -121,6 +128,24 @@ mod tests {
         valid().validate(Roles::Both).unwrap();
         let text = Config::default().validate(Roles::Both).unwrap_err().to_string();
         assert!(text.contains("DATABASE_URL") && text.contains("REDIS_URL"), "{text}");
+    }
+
+    #[test]
+    fn a_proxy_is_checked_at_start() {
+        let mut config = valid();
+        config.deliver.proxy = Secret::new("http://user:hidden@proxy");
+        let text = config.validate(Roles::Both).unwrap_err().to_string();
+        assert!(text.contains("deliver.proxy") && !text.contains("hidden"), "{text}");
+        config.deliver.proxy = Secret::new("http://user:hidden@proxy:3128");
+        config.validate(Roles::Both).unwrap();
+    }
+
+    #[test]
+    fn a_file_of_authorities_is_read_at_start() {
+        let mut config = valid();
+        config.deliver.extra_roots = "/nowhere/at/all.pem".to_owned();
+        let text = config.validate(Roles::Both).unwrap_err().to_string();
+        assert!(text.contains("deliver.extra_roots") && text.contains("/nowhere/at/all.pem"), "{text}");
     }
 
     #[test]

@@ -1,209 +1,299 @@
-//! The HTTP client: pooled connections over a connector that checks every address it is about to call.
+//! The HTTP client: one call, from choosing a connection to the end of the reply.
 
 use std::{
-    future::Future,
-    io,
-    net::SocketAddr,
-    pin::Pin,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
+    task::Poll,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::{Request, Response, Uri, body::Incoming, header::RETRY_AFTER};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::{
-    client::legacy,
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+use hyper::{
+    HeaderMap, Request, Response, Uri, Version,
+    body::{Body, Incoming},
+    client::conn::TrySendError,
+    header::{CONNECTION, DATE, HOST, HeaderValue, RETRY_AFTER},
+    http::uri::PathAndQuery,
 };
-use tokio::{net::TcpStream, time::Instant};
+use tokio::time::{Instant, Sleep};
 
 use super::{
+    conn::H1,
+    connect::{Connector, Opened},
+    origin::Origin,
     outcome::{Call, Failure, Reply, retry_after},
-    target::is_public,
+    pool::{Checkout, Limits, Pool, Stream},
 };
 use crate::{config, metrics::Metrics};
 
-/// Idle connections to one host. More than a lane has in flight would never be used.
-const IDLE_PER_HOST: usize = 128;
-
-/// Bytes of a reply's head. hyper goes through what it has read without a pause, so a flood of interim replies holds the
-/// thread for as long as this takes.
-const HEAD_BYTES_MAX: usize = 32 << 10;
+/// Connections that one request is tried on while none takes a byte of it: one that was idle and two new ones. An
+/// endpoint that closes each connection as it is opened has failed.
+const CONNECTIONS_MAX: usize = 3;
 
 /// Sends requests and reads replies, within the time and the bytes that the settings allow.
 #[derive(Clone)]
 pub struct Client {
-    inner: legacy::Client<HttpsConnector<Checked>, Full<Bytes>>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    pool: Arc<Pool>,
+    connector: Connector,
     reply_bytes_max: usize,
     retry_after_max: Duration,
     metrics: Arc<Metrics>,
 }
 
 impl Client {
+    /// # Errors
+    /// On a proxy or a file of certificates that cannot be used.
     pub fn new(
         settings: &config::Deliver,
         retry_after_max: Duration,
         allow_private: bool,
         metrics: Arc<Metrics>,
-    ) -> Client {
-        let connector =
-            HttpsConnectorBuilder::new().with_webpki_roots().https_or_http().enable_http1().wrap_connector(
-                Checked { timeout: settings.connect_timeout, allow_private, metrics: metrics.clone() },
-            );
-        let inner = legacy::Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(settings.idle)
-            .pool_max_idle_per_host(IDLE_PER_HOST)
-            .http1_max_buf_size(HEAD_BYTES_MAX)
-            // Only what never reached the connection is sent again; hyper gives such a request back whole.
-            .retry_canceled_requests(true)
-            .build(connector);
-        Client { inner, reply_bytes_max: settings.reply_bytes_max, retry_after_max, metrics }
+    ) -> Result<Client, config::Error> {
+        let limits = Limits { idle: settings.idle, age_max: settings.age_max, idle_max: settings.idle_max };
+        Ok(Client {
+            inner: Arc::new(Inner {
+                pool: Pool::new(limits, metrics.clone()),
+                connector: Connector::new(settings, allow_private, metrics.clone())?,
+                reply_bytes_max: settings.reply_bytes_max,
+                retry_after_max,
+                metrics,
+            }),
+        })
     }
 
-    /// Makes one call. Always ends within `timeout`.
+    /// Makes one call. Always ends within the time-out.
     ///
     /// # Cancel safety
-    /// A dropped call may have reached the endpoint.
+    /// A dropped call may have reached the endpoint. Its connection is closed, or its stream reset.
     pub async fn call(&self, request: Request<Full<Bytes>>, timeout: Duration) -> Call {
+        let inner = &*self.inner;
         let start = Instant::now();
-        self.metrics.deliver.in_flight.increment(1.0);
-        let deadline = start + timeout;
-        let result = match tokio::time::timeout_at(deadline, self.inner.request(request)).await {
-            Ok(Ok(response)) => Ok(self.reply(response, deadline).await),
-            Ok(Err(error)) => Err(failure(error)),
-            Err(_) => Err(Failure::TimedOut),
+        let in_flight = InFlight::new(&inner.metrics);
+        // One timer for the whole call.
+        let mut over = pin!(tokio::time::sleep_until(start + timeout));
+        let result = match within(over.as_mut(), inner.answer(request)).await {
+            Some(Ok((response, used))) => Ok(inner.reply(response, used, over).await),
+            Some(Err(failure)) => Err(failure),
+            None => Err(Failure::TimedOut),
         };
-        self.metrics.deliver.in_flight.decrement(1.0);
+        drop(in_flight);
         let took = start.elapsed();
-        self.metrics.deliver.seconds.record(took.as_secs_f64());
+        inner.metrics.deliver.seconds.record(took.as_secs_f64());
         Call { result, took }
+    }
+}
+
+/// Counts a call for as long as it lives, dropped ones too.
+struct InFlight<'a>(&'a Metrics);
+
+impl InFlight<'_> {
+    fn new(metrics: &Metrics) -> InFlight<'_> {
+        metrics.deliver.in_flight.increment(1.0);
+        InFlight(metrics)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.deliver.in_flight.decrement(1.0);
+    }
+}
+
+/// Runs `future` until the timer is over. What is ready at that moment still counts.
+async fn within<F: Future>(mut over: Pin<&mut Sleep>, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => over.as_mut().poll(cx).map(|()| None),
+    })
+    .await
+}
+
+/// A connection with a request on it.
+enum Used {
+    H1(Origin, H1),
+    H2(Stream),
+}
+
+type Sent = Result<Response<Incoming>, TrySendError<Request<Full<Bytes>>>>;
+
+impl Used {
+    /// Sends a request in the form that the connection's protocol has for it.
+    async fn send(&mut self, mut request: Request<Full<Bytes>>, uri: &Uri) -> Sent {
+        match self {
+            Used::H1(origin, h1) => {
+                if let Some(host) = host(origin) {
+                    request.headers_mut().insert(HOST, host);
+                }
+                *request.uri_mut() = path(uri);
+                h1.sender.try_send_request(request).await
+            }
+            Used::H2(stream) => {
+                request.headers_mut().remove(HOST);
+                *request.uri_mut() = uri.clone();
+                let sent = stream.conn.sender().try_send_request(request).await;
+                stream.settled = true;
+                stream.conn.answered();
+                sent
+            }
+        }
+    }
+
+    /// Gives the connection back after a reply that was read to its end.
+    fn done(self, pool: &Arc<Pool>, version: Version, headers: &HeaderMap) {
+        // A shared connection is there already; dropping its stream gives the place back.
+        if let Used::H1(origin, h1) = self
+            && version == Version::HTTP_11
+            && !has_token(headers, "close")
+        {
+            pool.put(&origin, h1, keep_alive(headers));
+        }
+    }
+}
+
+impl Inner {
+    /// Sends a request and waits for the head of its reply. A connection that ended before it took a byte gives the
+    /// request back, which then goes on a new one.
+    async fn answer(&self, mut request: Request<Full<Bytes>>) -> Result<(Response<Incoming>, Used), Failure> {
+        let origin =
+            Origin::of(request.uri()).ok_or_else(|| Failure::Connect("the URL has no host".into()))?;
+        let uri = request.uri().clone();
+        let mut tried = 0;
+        loop {
+            let mut used = self.connection(&origin, tried > 0).await?;
+            let mut error = match used.send(request, &uri).await {
+                Ok(response) => return Ok((response, used)),
+                Err(error) => error,
+            };
+            tried += 1;
+            match error.take_message() {
+                Some(unsent) if tried < CONNECTIONS_MAX => request = unsent,
+                // From the first byte on, the endpoint may have all of it.
+                _ => return Err(Failure::Broken(error.into_error().into())),
+            }
+        }
+    }
+
+    async fn connection(&self, origin: &Origin, fresh: bool) -> Result<Used, Failure> {
+        let mut may_wait = true;
+        let opening = loop {
+            match self.pool.checkout(origin, fresh, may_wait) {
+                Checkout::H1(h1) => return Ok(Used::H1(origin.clone(), h1)),
+                Checkout::H2(stream) => return Ok(Used::H2(stream)),
+                // A connection that cannot be shared, or none: everybody opens one of their own.
+                Checkout::Wait(waiter) => may_wait = waiter.wait().await,
+                Checkout::Open(opening) => break opening,
+            }
+        };
+        let used = match self.connector.open(origin, &self.pool).await? {
+            Opened::H1(h1) => Used::H1(origin.clone(), h1),
+            Opened::H2(conn) => Used::H2(self.pool.share(origin, conn)),
+        };
+        drop(opening);
+        Ok(used)
     }
 
     /// Reads the body up to the cap. What is left unread closes the connection.
-    async fn reply(&self, response: Response<Incoming>, deadline: Instant) -> Reply {
+    async fn reply(&self, response: Response<Incoming>, used: Used, mut over: Pin<&mut Sleep>) -> Reply {
         let (head, mut incoming) = response.into_parts();
         let mut body = Vec::new();
-        while body.len() < self.reply_bytes_max
-            && let Ok(Some(Ok(frame))) = tokio::time::timeout_at(deadline, incoming.frame()).await
-        {
+        // Most replies are empty, and then there is nothing to wait for.
+        let mut ended = incoming.is_end_stream();
+        while !ended && body.len() <= self.reply_bytes_max {
+            match within(over.as_mut(), incoming.frame()).await {
+                Some(Some(Ok(frame))) => {
+                    if let Some(data) = frame.data_ref() {
+                        let room = self.reply_bytes_max + 1 - body.len();
+                        body.extend_from_slice(&data[..data.len().min(room)]);
+                    }
+                }
+                Some(None) => ended = true,
+                // The head has decided; a body that is too slow or breaks off takes nothing away from it.
+                Some(Some(Err(_))) | None => break,
+            }
             // A peer that always has more ready must not keep this thread from everybody else.
             tokio::task::consume_budget().await;
-            if let Some(data) = frame.data_ref() {
-                let room = self.reply_bytes_max - body.len();
-                body.extend_from_slice(&data[..data.len().min(room)]);
-            }
         }
-        Reply {
-            status: head.status,
-            body,
-            retry_after: head
-                .headers
-                .get(RETRY_AFTER)
-                .and_then(|value| value.to_str().ok())
-                .and_then(|value| retry_after(value, self.retry_after_max)),
+        body.truncate(self.reply_bytes_max);
+        if ended {
+            used.done(&self.pool, head.version, &head.headers);
         }
+        let text = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let wait = |value| retry_after(value, text(DATE), SystemTime::now(), self.retry_after_max);
+        Reply { status: head.status, body, retry_after: text(RETRY_AFTER).and_then(wait) }
     }
 }
 
-/// Finds our own failure among an error's causes; everything else is about the connection.
-fn failure(error: legacy::Error) -> Failure {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-    while let Some(error) = cause {
-        if let Some(refused) = error.downcast_ref::<Refused>() {
-            return match refused {
-                Refused::Dns(error) => Failure::Dns(io::Error::new(error.kind(), error.to_string())),
-                Refused::Blocked => Failure::Blocked,
-                Refused::Connect(error) if is_out_of_files(error) => Failure::OutOfFiles,
-                Refused::Connect(error) => {
-                    Failure::Connect(io::Error::new(error.kind(), error.to_string()).into())
-                }
-                Refused::TimedOut => Failure::Connect(io::Error::from(io::ErrorKind::TimedOut).into()),
-            };
-        }
-        cause = error.source();
-    }
-    if error.is_connect() { Failure::Connect(error.into()) } else { Failure::Broken(error.into()) }
+/// The `Host` of an origin, whose port is left out where the scheme says it.
+fn host(origin: &Origin) -> Option<HeaderValue> {
+    let usual = if origin.https { 443 } else { 80 };
+    let text = if origin.port == usual { origin.authority.host() } else { origin.authority.as_str() };
+    HeaderValue::from_str(text).ok()
 }
 
-/// EMFILE and ENFILE: the fault is ours, not the endpoint's.
-fn is_out_of_files(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let ours = [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error);
-    error.raw_os_error().is_some_and(|code| ours.contains(&code))
+/// The path and query alone, as a request line has them.
+fn path(uri: &Uri) -> Uri {
+    uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")).into()
 }
 
-/// Why no connection was made.
-#[derive(Debug, thiserror::Error)]
-enum Refused {
-    #[error("the name could not be resolved")]
-    Dns(#[source] io::Error),
-    #[error("no address of the name may be called")]
-    Blocked,
-    #[error("no address answered")]
-    Connect(#[source] io::Error),
-    #[error("no connection in time")]
-    TimedOut,
+fn has_token(headers: &HeaderMap, token: &str) -> bool {
+    headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|part| part.trim().eq_ignore_ascii_case(token))
 }
 
-/// Resolves, checks and connects, to the very address that was checked: nothing can be swapped in between.
-#[derive(Clone)]
-struct Checked {
-    timeout: Duration,
-    allow_private: bool,
-    metrics: Arc<Metrics>,
+/// How long we keep a connection that the peer says it keeps for `timeout` seconds: a second less, as our request takes
+/// its time to arrive.
+fn keep_alive(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get("keep-alive")?.to_str().ok()?;
+    let seconds = value.split(',').find_map(|part| {
+        let (name, value) = part.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("timeout").then(|| value.trim().parse::<u64>().ok())?
+    })?;
+    Some(Duration::from_secs(seconds.saturating_sub(1)))
 }
 
-impl Checked {
-    async fn connect(self, uri: Uri) -> Result<TokioIo<TcpStream>, Refused> {
-        let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
-        let port = uri.port_u16().unwrap_or_else(|| if uri.scheme_str() == Some("https") { 443 } else { 80 });
-        let found: Vec<SocketAddr> =
-            tokio::net::lookup_host((host, port)).await.map_err(Refused::Dns)?.collect();
-        let allowed: Vec<SocketAddr> =
-            found.into_iter().filter(|a| self.allow_private || is_public(a.ip())).collect();
-        let mut last = Refused::Blocked;
-        let deadline = Instant::now() + self.timeout;
-        for (i, address) in allowed.iter().enumerate() {
-            // A share of what is left for each, or one address that swallows packets would hide the others.
-            let left = deadline.saturating_duration_since(Instant::now());
-            let share = left / u32::try_from(allowed.len() - i).unwrap_or(u32::MAX);
-            let connected = tokio::time::timeout(share, TcpStream::connect(address)).await;
-            match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-                Ok(stream) => {
-                    // A request is written in one go; waiting for more only delays it.
-                    stream.set_nodelay(true).map_err(Refused::Connect)?;
-                    self.metrics.deliver.opened.increment(1);
-                    return Ok(TokioIo::new(stream));
-                }
-                Err(error) => last = Refused::Connect(error),
-            }
-        }
-        if matches!(last, Refused::Blocked) {
-            self.metrics.deliver.blocked.increment(1);
-        }
-        Err(last)
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl tower_service::Service<Uri> for Checked {
-    type Response = TokioIo<TcpStream>;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
+    #[test]
+    fn a_peers_keep_alive_is_read() {
+        let read = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("keep-alive", HeaderValue::from_str(value).unwrap());
+            keep_alive(&headers).map(|d| d.as_secs())
+        };
+        assert_eq!(read("timeout=5"), Some(4));
+        assert_eq!(read("max=100, Timeout = 2"), Some(1));
+        assert_eq!(read("timeout=1"), Some(0));
+        assert_eq!(read("timeout=0"), Some(0));
+        assert_eq!(read("max=100"), None);
+        assert_eq!(read("timeout=soon"), None);
     }
 
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let this = self.clone();
-        Box::pin(async move {
-            let timeout = this.timeout;
-            let connected = tokio::time::timeout(timeout, this.connect(uri)).await;
-            connected.unwrap_or(Err(Refused::TimedOut)).map_err(Into::into)
-        })
+    #[test]
+    fn a_host_is_named_as_the_scheme_asks() {
+        for (uri, expected) in [
+            ("http://example.com/a", "example.com"),
+            ("http://example.com:80/a", "example.com"),
+            ("https://example.com:80/a", "example.com:80"),
+            ("https://example.com:443", "example.com"),
+            ("http://[::1]:8080/", "[::1]:8080"),
+        ] {
+            let uri: Uri = uri.parse().unwrap();
+            assert_eq!(host(&Origin::of(&uri).unwrap()).unwrap(), expected);
+        }
+        let uri: Uri = "http://example.com?x=1".parse().unwrap();
+        assert_eq!(path(&uri), "/?x=1");
     }
 }

@@ -4,7 +4,14 @@
 //! connection, and after the first byte a dead connection is a failed attempt.
 
 pub mod client;
+mod conn;
+mod connect;
+mod dns;
+mod gate;
+mod origin;
 pub mod outcome;
+mod pool;
+mod proxy;
 pub mod request;
 pub mod sign;
 pub mod target;

@@ -1,6 +1,6 @@
 //! What a reply means. Pure, and the only place that decides it.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hyper::StatusCode;
 
@@ -31,6 +31,12 @@ pub enum Failure {
     Blocked,
     #[error("no connection could be made")]
     Connect(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("no connection in time")]
+    NotConnected,
+    #[error("no TLS session could be agreed on")]
+    Tls(#[source] std::io::Error),
+    #[error("no way through the proxy")]
+    Proxy(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("this process has no file descriptors left")]
     OutOfFiles,
     #[error("no reply in time")]
@@ -46,7 +52,9 @@ impl Failure {
             Failure::Blocked => "target_blocked",
             Failure::Connect(_) => "connect",
             Failure::OutOfFiles => "out_of_files",
-            Failure::TimedOut => "timeout",
+            Failure::NotConnected | Failure::TimedOut => "timeout",
+            Failure::Tls(_) => "tls",
+            Failure::Proxy(_) => "proxy",
             Failure::Broken(_) => "connection_lost",
         }
     }
@@ -126,10 +134,18 @@ pub fn clean(bytes: &[u8], max: usize) -> String {
     text[..end].to_owned()
 }
 
-/// Seconds of a `Retry-After`; its date form is left to the schedule.
-pub fn retry_after(value: &str, max: Duration) -> Option<Duration> {
-    let seconds: u64 = value.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds).min(max))
+/// The wait that a `Retry-After` asks for: seconds, or a date. A date is told by the endpoint's clock, so it counts from
+/// the reply's own `Date` where there is one, and from `now` otherwise. It counts for every reply that is tried again,
+/// 429 and 503 or another.
+pub fn retry_after(value: &str, date: Option<&str>, now: SystemTime, max: Duration) -> Option<Duration> {
+    let value = value.trim();
+    if value.bytes().all(|b| b.is_ascii_digit()) && !value.is_empty() {
+        // More digits than a number holds are more than the cap.
+        return Some(value.parse().map_or(max, Duration::from_secs).min(max));
+    }
+    let until = httpdate::parse_http_date(value).ok()?;
+    let from = date.and_then(|date| httpdate::parse_http_date(date.trim()).ok()).unwrap_or(now);
+    Some(until.duration_since(from).unwrap_or_default().min(max))
 }
 
 #[cfg(test)]
@@ -177,6 +193,9 @@ mod tests {
             (Failure::TimedOut, "timeout"),
             (Failure::Dns(std::io::Error::other("x")), "dns"),
             (Failure::Connect("x".into()), "connect"),
+            (Failure::NotConnected, "timeout"),
+            (Failure::Tls(std::io::Error::other("x")), "tls"),
+            (Failure::Proxy("x".into()), "proxy"),
             (Failure::Broken("x".into()), "connection_lost"),
         ];
         for (failure, code) in failures {
@@ -212,9 +231,33 @@ mod tests {
     #[test]
     fn retry_after_is_read_and_capped() {
         let max = Duration::from_secs(60);
-        assert_eq!(retry_after(" 5 ", max), Some(Duration::from_secs(5)));
-        assert_eq!(retry_after("99999999", max), Some(max));
-        assert_eq!(retry_after("-1", max), None);
-        assert_eq!(retry_after("Wed, 21 Oct 2026 07:28:00 GMT", max), None);
+        // 21 October 2015, 07:27:30 GMT.
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_445_412_450);
+        let after = |value, date| retry_after(value, date, now, max);
+        let seconds = |n| Some(Duration::from_secs(n));
+        for (value, wait) in [
+            (" 5 ", seconds(5)),
+            ("0", seconds(0)),
+            ("99999999", seconds(60)),
+            ("99999999999999999999999", seconds(60)),
+            ("-1", None),
+            ("+1", None),
+            ("1.5", None),
+            ("", None),
+            ("soon", None),
+            ("Wed, 21 Oct 2015 07:28:00 GMT", seconds(30)),
+            ("Wednesday, 21-Oct-15 07:28:00 GMT", seconds(30)),
+            ("Wed Oct 21 07:28:00 2015", seconds(30)),
+            ("Wed, 21 Oct 2026 07:28:00 GMT", seconds(60)),
+            ("Wed, 21 Oct 2015 07:00:00 GMT", seconds(0)),
+            ("Wed, 99 Oct 2015 07:00:00 GMT", None),
+        ] {
+            assert_eq!(after(value, None), wait, "{value}");
+        }
+        // An endpoint whose clock is a year ahead still means half a minute.
+        let (date, value) = ("Fri, 21 Oct 2016 07:28:00 GMT", "Fri, 21 Oct 2016 07:28:30 GMT");
+        assert_eq!(after(value, Some(date)), seconds(30));
+        assert_eq!(after("7", Some(date)), seconds(7));
+        assert_eq!(after("Wed, 21 Oct 2015 07:28:00 GMT", Some("today")), seconds(30));
     }
 }

@@ -50,7 +50,7 @@ pub fn check_url(url: &str, allow_private: bool) -> Result<Uri, Refused> {
 }
 
 /// Whether a host is written as an address that may not be called, or is a name for one.
-fn is_private_host(host: &str) -> bool {
+pub(super) fn is_private_host(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.');
     if let Ok(ip) = bare.parse::<IpAddr>() {
         return !is_public(ip);

@@ -34,7 +34,7 @@ use self::{
     opened::Opened,
 };
 use crate::{
-    config::Config,
+    config::{self, Config},
     deliver::{Client, Target, outcome::Kept},
     ingest::Ring,
     lane::{self, Allowed, Lanes},
@@ -44,7 +44,7 @@ use crate::{
     settle::{self, Open, Recorder},
     store::{Link, Store},
     stream::{
-        Error, Keys, Redis,
+        self, Keys, Redis,
         breaker::Breakers,
         consumer::{Claims, Reader},
         due::Due,
@@ -93,6 +93,15 @@ struct Context {
     metrics: Arc<Metrics>,
 }
 
+/// Why a dispatcher did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    #[error(transparent)]
+    Stream(#[from] stream::Error),
+}
+
 /// What a dispatcher is made of.
 pub struct Parts {
     pub config: Arc<Config>,
@@ -120,7 +129,7 @@ impl Dispatcher {
     /// Starts all loops in the current runtime.
     ///
     /// # Errors
-    /// When the Redis URL cannot be used. An absent Redis is waited for.
+    /// When the Redis URL or a setting of the client cannot be used. An absent Redis is waited for.
     pub fn start(parts: Parts, stop: signal::Receiver<bool>) -> Result<Dispatcher, Error> {
         let Parts { config, store, redis, keys, instance, ring, metrics } = parts;
         let opened = Opened::default();
@@ -136,8 +145,8 @@ impl Dispatcher {
             metrics: metrics.clone(),
         });
         let breakers = Breakers::new(redis.commands()?, keys.clone());
-        let context =
-            Arc::new(Context::new(&config, store.clone(), breakers, recorder, opened, metrics.clone()));
+        let context = Context::new(&config, store.clone(), breakers, recorder, opened, metrics.clone())?;
+        let context = Arc::new(context);
         let consumer = format!("dispatcher-{instance}");
         let claims = Claims::new(redis.commands()?, keys.clone(), consumer.clone());
         let due = Due::new(redis.commands()?, keys.clone(), config.retry.due_max);
@@ -214,9 +223,9 @@ impl Context {
         recorder: settle::Handle<Permit>,
         opened: Opened,
         metrics: Arc<Metrics>,
-    ) -> Context {
+    ) -> Result<Context, config::Error> {
         let (dispatch, deliver) = (&config.dispatch, &config.deliver);
-        Context {
+        Ok(Context {
             registry: Registry::new(store.clone()),
             breakers,
             peers: AtomicUsize::new(1),
@@ -237,7 +246,7 @@ impl Context {
                 config.retry.retry_after_max,
                 config.targets.allow_private,
                 metrics.clone(),
-            ),
+            )?,
             recorder,
             policy: Policy::new(&config.retry, deliver.timeout),
             kept: Kept { success: deliver.success_bytes_kept, failure: deliver.failure_bytes_kept },
@@ -248,7 +257,7 @@ impl Context {
             retry_budget: Budget::new(dispatch.retries_held_max, dispatch.held_bytes_max / 4),
             config: config.clone(),
             metrics,
-        }
+        })
     }
 
     /// This process's part of a webhook's limits: the others take theirs.
@@ -258,6 +267,7 @@ impl Context {
         Allowed {
             in_flight_max: (in_flight_max / peers).max(1),
             rate: own.rate_limit.map(|rate| rate / peers as f64),
+            probe_max: self.config.lane.probe_max.min(self.policy.of(own).patience() / 4),
         }
     }
 }

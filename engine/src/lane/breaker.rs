@@ -93,6 +93,14 @@ impl Breaker {
         }
     }
 
+    /// Brings the next probe forward where it would come too late.
+    pub(super) fn probe_within(&mut self, max: Duration, now: Instant) {
+        if let Some(open) = &mut self.open {
+            open.wait = open.wait.min(max);
+            open.probe_at = open.probe_at.min(now + max);
+        }
+    }
+
     /// Whether it is time for a probe; then this is it, until its outcome is noted.
     pub(super) fn take_probe(&mut self, now: Instant) -> bool {
         match &mut self.open {

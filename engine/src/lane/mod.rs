@@ -59,6 +59,8 @@ pub struct Allowed {
     pub in_flight_max: usize,
     /// Requests a second.
     pub rate: Option<f64>,
+    /// Longest time between two probes: what waits behind the breaker must see several.
+    pub probe_max: Duration,
 }
 
 /// What became of a delivery, as far as its lane cares.
@@ -164,7 +166,7 @@ impl<T> Lane<T> {
                 queue: VecDeque::new(),
                 retries: 0,
                 in_flight: 0,
-                allowed: Allowed { in_flight_max: 1, rate: None },
+                allowed: Allowed { in_flight_max: 1, rate: None, probe_max: limits.breaker.probe_max },
                 window: Window::new(),
                 rate: Rate::default(),
                 breaker: Breaker::new(limits.breaker),
@@ -201,6 +203,7 @@ impl<T> Lane<T> {
         inner.allowed = allowed;
         if inner.breaker.is_open() {
             inner.shelved = true;
+            inner.breaker.probe_within(allowed.probe_max, now);
             return Admission::Shelve(item, Why::Breaker);
         }
         if inner.in_flight < inner.in_flight_limit(&self.limits) && inner.queue.is_empty() {
@@ -243,6 +246,8 @@ impl<T> Lane<T> {
         }
         inner.progress = now;
         let change = inner.breaker.note(outcome, now);
+        let probe_max = inner.allowed.probe_max;
+        inner.breaker.probe_within(probe_max, now);
         let shelve = if change == Some(Change::Opened) { inner.clear() } else { Vec::new() };
         inner.shelved |= !shelve.is_empty();
         inner.in_flight -= 1;

@@ -3,7 +3,9 @@
 use super::*;
 use crate::model::WebhookId;
 
-const ALLOWED: Allowed = Allowed { in_flight_max: 2, rate: None };
+const PROBE_MAX: Duration = Duration::from_secs(30);
+
+const ALLOWED: Allowed = Allowed { in_flight_max: 2, rate: None, probe_max: PROBE_MAX };
 
 fn limits() -> Limits {
     Limits {
@@ -45,7 +47,7 @@ async fn in_flight_then_queued_then_parked() {
 
 #[tokio::test(start_paused = true)]
 async fn the_window_grows_with_successes_and_shrinks_with_time_outs() {
-    let allowed = Allowed { in_flight_max: 64, rate: None };
+    let allowed = Allowed { in_flight_max: 64, rate: None, probe_max: PROBE_MAX };
     let breaker = BreakerSettings { failures: 16, ..limits().breaker };
     let lane = Lane::new(Limits { queue_max: 100, breaker, ..limits() });
     let mut started = 0;
@@ -107,8 +109,25 @@ async fn an_open_breaker_shelves_everything_and_lets_one_probe_out() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_may_wait_for_seconds_only_is_probed_for_within_them() {
+    let lane = Lane::new(limits());
+    let hasty = Allowed { probe_max: Duration::from_secs(2), ..ALLOWED };
+    lane.admit(0, Kind::First, ALLOWED);
+    lane.done(Outcome::TimedOut, QUICK);
+    for seconds in [1, 2, 4, 8] {
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+        assert_eq!(lane.errand(), Some(Errand::Probe));
+        lane.begin_probe();
+        lane.done(Outcome::Failed, QUICK);
+    }
+    assert!(matches!(lane.admit(1, Kind::First, hasty), Admission::Shelve(1, Why::Breaker)));
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert_eq!(lane.errand(), Some(Errand::Probe), "not after 16 seconds");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rate_limit_bounds_what_waits_in_memory() {
-    let allowed = Allowed { in_flight_max: 64, rate: Some(2.0) };
+    let allowed = Allowed { in_flight_max: 64, rate: Some(2.0), probe_max: PROBE_MAX };
     let lane = Lane::new(Limits { queue_max: 100, ..limits() });
     assert!(matches!(lane.admit(0, Kind::First, allowed), Admission::Start(_)));
     assert!(matches!(lane.admit(1, Kind::First, allowed), Admission::Queued));

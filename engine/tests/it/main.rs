@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bulk;
+mod client;
 mod contract;
 mod delivery;
 mod dlq;
