@@ -3,7 +3,7 @@
 //! Every change raises the configuration version in its own transaction. The row lock on `engine_state`
 //! puts these transactions in order, so "version greater than mine" misses nothing.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use tokio_postgres::Row;
 
@@ -135,6 +135,14 @@ impl Store {
         let statement = client.prepare_cached(&sql).await?;
         let rows = client.query(&statement, &[&accounts]).await?;
         Ok(rows.iter().map(webhook).collect())
+    }
+
+    /// The configuration in which each of these accounts changed last.
+    pub async fn versions_of(&self, accounts: &[AccountId]) -> Result<HashMap<AccountId, i64>, Error> {
+        let client = self.client().await?;
+        let statement = client.prepare_cached("SELECT id, version FROM accounts WHERE id = ANY ($1)").await?;
+        let rows = client.query(&statement, &[&accounts]).await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
     /// The configuration version, and the accounts that changed after `version`.
