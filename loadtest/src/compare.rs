@@ -4,6 +4,7 @@
 //! in turn, and ratios are taken within a round.
 
 pub mod parts;
+pub mod pool;
 pub mod rounds;
 pub mod verdict;
 

@@ -61,7 +61,8 @@ fn tree(pid: u32) -> u64 {
     of(pid) + children.split_whitespace().filter_map(|child| child.parse().ok()).map(tree).sum::<u64>()
 }
 
-fn of(pid: u32) -> u64 {
+/// Of one process alone.
+pub fn of(pid: u32) -> u64 {
     fs::read_to_string(format!("/proc/{pid}/stat")).ok().and_then(|stat| ticks(&stat)).unwrap_or(0) * TICK_US
 }
 

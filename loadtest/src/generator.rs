@@ -3,7 +3,13 @@
 //! With a rate, latency counts from the moment a request was due, not from when a connection was free for it: a server
 //! that stalls is charged for all that should have been sent meanwhile (Tene, "coordinated omission").
 
-use std::{cell::RefCell, collections::VecDeque, net::SocketAddr, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    net::SocketAddr,
+    rc::Rc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -90,6 +96,8 @@ struct Shared {
     idle: RefCell<usize>,
     given: Notify,
     start: Instant,
+    /// The same moment in microseconds since 1970.
+    start_micros: u64,
     counted_from: Instant,
     end: Instant,
 }
@@ -115,6 +123,7 @@ async fn drive(load: Load) -> std::io::Result<Report> {
     }
     let histogram = || RefCell::new(Histogram::new_with_bounds(1, 600_000_000, 3).expect("sensible bounds"));
     let start = Instant::now();
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let counted_from = start + load.warm_up;
     let shared = Rc::new(Shared {
         report: RefCell::default(),
@@ -124,6 +133,7 @@ async fn drive(load: Load) -> std::io::Result<Report> {
         idle: RefCell::new(0),
         given: Notify::new(),
         start,
+        start_micros: micros(since_1970),
         counted_from,
         end: counted_from + load.length,
     });
@@ -136,6 +146,8 @@ async fn drive(load: Load) -> std::io::Result<Report> {
             request,
             shared: shared.clone(),
             paced: load.rate.is_some(),
+            // The events of a larger request would each have to be found.
+            stamps: load.bulk.is_none(),
         };
         tasks.push(tokio::task::spawn_local(sender.run()));
     }
@@ -191,12 +203,17 @@ struct Sender {
     request: Vec<u8>,
     shared: Rc<Shared>,
     paced: bool,
+    stamps: bool,
 }
 
 impl Sender {
     async fn run(mut self) {
         let mut buffer = Vec::with_capacity(16 << 10);
         while let Some(due) = self.next().await {
+            if self.stamps {
+                let after = micros(due - self.shared.start);
+                wire::stamp(&mut self.request, self.shared.start_micros + after);
+            }
             let outcome = self.exchange(&mut buffer).await;
             self.count(due, outcome.as_ref().ok().copied());
             if outcome.is_err() {
@@ -252,7 +269,7 @@ impl Sender {
         if due < self.shared.counted_from {
             return;
         }
-        let took = u64::try_from(due.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let took = micros(due.elapsed());
         let (count, histogram) = match status {
             Some(201) => (&mut report.accepted, &self.shared.accepted),
             Some(429) => (&mut report.limited, &self.shared.refused),
@@ -266,4 +283,8 @@ impl Sender {
         *count += 1;
         histogram.borrow_mut().saturating_record(took);
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

@@ -24,6 +24,8 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use tokio::net::TcpListener;
 
+use crate::wire;
+
 /// Events remembered of one hook. Past it the ledger says that it overflowed.
 const IDS_MAX: usize = 20_000_000;
 
@@ -53,16 +55,17 @@ pub struct Summary {
     #[serde(flatten)]
     pub all: Counts,
     pub hooks: HashMap<String, Counts>,
-    /// From commit to arrival of what was answered with 2xx, of each hook.
+    /// From when its event was due to arrival of what was answered with 2xx, of each hook. Events that do not say when they
+    /// were due are left out.
     pub latency: HashMap<String, Latency>,
 }
 
 /// Milliseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
-    pub p50: u64,
-    pub p99: u64,
-    pub max: u64,
+    pub p50: f64,
+    pub p99: f64,
+    pub max: f64,
 }
 
 #[derive(Default)]
@@ -148,8 +151,10 @@ impl Ledger {
             if !hook.counts.overflow {
                 hook.delivered.insert(event);
                 hook.counts.unique += 1;
-                if let (Some(ms), Ok(new)) = (age_ms(body), Histogram::new(2)) {
-                    hook.late.get_or_insert(new).saturating_record(ms);
+                if let Some(micros) = age(body) {
+                    // Up to ten minutes: a histogram without a bound would clamp to what it has room for at first.
+                    let new = || Histogram::new_with_bounds(1, 600_000_000, 3).expect("sensible bounds");
+                    hook.late.get_or_insert_with(new).saturating_record(micros);
                 }
             }
         }
@@ -169,8 +174,8 @@ impl Ledger {
             all.overflow |= counts.overflow;
             summary.hooks.insert(name.clone(), counts.clone());
             if let Some(late) = &hook.late {
-                let [p50, p99] = [0.5, 0.99].map(|q| late.value_at_quantile(q));
-                summary.latency.insert(name.clone(), Latency { p50, p99, max: late.max() });
+                let [p50, p99] = [0.5, 0.99].map(|q| late.value_at_quantile(q) as f64 / 1000.0);
+                summary.latency.insert(name.clone(), Latency { p50, p99, max: late.max() as f64 / 1000.0 });
             }
         }
         summary
@@ -185,15 +190,10 @@ impl Ledger {
     }
 }
 
-/// How long ago an event was committed, by the `createdAt` at its end and the clock that both sides share.
-fn age_ms(body: &[u8]) -> Option<u64> {
-    const DAY: i64 = 86_400_000;
-    let time = body.strip_suffix(b"Z\"}")?.last_chunk::<12>()?;
-    let number = |from: usize, to: usize| std::str::from_utf8(&time[from..to]).ok()?.parse::<i64>().ok();
-    let at = ((number(0, 2)? * 60 + number(3, 5)?) * 60 + number(6, 8)?) * 1000 + number(9, 12)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_millis() as i64 % DAY;
-    // Midnight lies between them once a day.
-    u64::try_from((now - at).rem_euclid(DAY)).ok()
+/// How long ago an event was due, in microseconds, by the clock that both sides share.
+fn age(body: &[u8]) -> Option<u64> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    u64::try_from(now.as_micros()).ok()?.checked_sub(wire::stamped(body)?)
 }
 
 /// `sha256=` and the MAC of the body in small hexadecimal letters.

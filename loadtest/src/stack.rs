@@ -140,7 +140,7 @@ fn free_port() -> Result<u16, Error> {
 }
 
 impl Engine {
-    /// Migrates `database_url` and serves on free ports. `role` is `api` or `both`.
+    /// Migrates `database_url` and serves on free ports. `role` is `api`, `dispatcher` or `both`.
     ///
     /// # Errors
     /// When it does not come up; its log is in `dir`.
@@ -174,11 +174,13 @@ impl Engine {
         let log = File::create(dir.join(format!("engine-{port}.log")))?;
         command.stdout(log.try_clone()?).stderr(log);
         let process = Process { child: command.spawn()? };
-        let gateway = SocketAddr::from(([127, 0, 0, 1], port));
+        let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        // A dispatcher alone has one port, and its metrics are there.
+        let gateway = local(if role == "dispatcher" { dispatcher_port } else { port });
         let engine = Engine {
             process,
             gateway,
-            dispatcher: (role == "both").then(|| SocketAddr::from(([127, 0, 0, 1], dispatcher_port))),
+            dispatcher: (role != "api").then(|| local(dispatcher_port)),
             database_url: database_url.to_owned(),
         };
         engine.wait(dir)?;

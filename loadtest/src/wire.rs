@@ -15,17 +15,35 @@ fn letters(n: usize) -> String {
     (0..n).map(|_| next()).collect()
 }
 
-/// One event of exactly `size` bytes, at least 64.
+/// Where a payload says when it was due: microseconds since 1970, in as many digits.
+const AT: &str = "\"payload\":{\"at\":";
+const DIGITS: usize = 16;
+
+/// One event of exactly `size` bytes, at least 80, with no time in it yet.
 pub fn event(size: usize) -> String {
-    let frame = "{\"type\":\"order.created\",\"payload\":{\"pad\":\"\"}}";
-    let pad = letters(size.max(64) - frame.len());
-    format!("{{\"type\":\"order.created\",\"payload\":{{\"pad\":\"{pad}\"}}}}")
+    format!("{{\"type\":\"order.created\",\"payload\":{}}}", payload(size))
 }
 
 /// The payload of such an event.
 pub fn payload(size: usize) -> String {
-    let frame = "{\"type\":\"order.created\",\"payload\":{\"pad\":\"\"}}";
-    format!("{{\"pad\":\"{}\"}}", letters(size.max(64) - frame.len()))
+    let frame = "{\"type\":\"order.created\",\"payload\":{\"at\":,\"pad\":\"\"}}".len() + DIGITS;
+    format!("{{\"at\":{},\"pad\":\"{}\"}}", "1".repeat(DIGITS), letters(size.max(80) - frame))
+}
+
+/// Writes into a request of one event when it was due.
+pub fn stamp(request: &mut [u8], micros: u64) {
+    let Some(at) = find(request, AT.as_bytes()) else { return };
+    let from = at + AT.len();
+    if let Some(digits) = request.get_mut(from..from + DIGITS) {
+        digits.copy_from_slice(format!("{micros:0DIGITS$}").as_bytes());
+    }
+}
+
+/// When an event that was delivered was due, by its payload.
+pub fn stamped(body: &[u8]) -> Option<u64> {
+    // Type and id stand before it.
+    let from = find(&body[..body.len().min(160)], AT.as_bytes())? + AT.len();
+    std::str::from_utf8(body.get(from..from + DIGITS)?).ok()?.parse().ok()
 }
 
 /// What one request sends.
@@ -81,12 +99,23 @@ mod tests {
 
     #[test]
     fn an_event_has_its_size() {
-        for size in [64, 300, 4096] {
+        for size in [80, 300, 4096] {
             assert_eq!(event(size).len(), size);
         }
         assert!(event(300).contains(&payload(300)));
         let many = request("k", 300, Some(3));
         assert!(many.ends_with(b"]") && many.len() > 900);
+    }
+
+    #[test]
+    fn a_stamp_is_read_back() {
+        let mut request = request("k", 300, None);
+        let length = request.len();
+        stamp(&mut request, 1_764_000_000_123_456);
+        assert_eq!(request.len(), length);
+        let body = request.split(|byte| *byte == b'\n').next_back().unwrap();
+        assert_eq!(stamped(body), Some(1_764_000_000_123_456));
+        assert_eq!(stamped(b"{}"), None);
     }
 
     #[test]

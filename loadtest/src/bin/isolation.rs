@@ -40,7 +40,7 @@ async fn main() -> Result<(), Error> {
     let servers = Servers::start()?;
     let quiet = phase(&options, &servers, "none_bad", 0, 0).await?;
     let bad = phase(&options, &servers, "some_bad", options.hang, options.fail).await?;
-    println!("p99 of the healthy: {:.2} x that with none bad", bad.p99 as f64 / quiet.p99.max(1) as f64);
+    println!("p99 of the healthy: {:.2} x that with none bad", bad.p99 / quiet.p99.max(0.001));
     servers.stop()
 }
 

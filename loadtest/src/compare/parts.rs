@@ -1,4 +1,4 @@
-//! The parts alone: COPY, a single INSERT, and XADD, each by the library that the engine uses.
+//! The parts alone: COPY, a single INSERT, rows of attempts, and the stream, each by the library that the engine uses.
 
 use std::{
     pin::pin,
@@ -116,6 +116,64 @@ pub async fn xadd(url: &str, length: Duration) -> Result<Work, Error> {
     .await;
     redis::cmd("DEL").arg("bench").query_async::<()>(&mut connection).await?;
     work
+}
+
+/// One entry for each batch through the stream: added, read by a group, acked and deleted.
+///
+/// # Errors
+/// When Redis refuses.
+pub async fn stream(url: &str, length: Duration) -> Result<Work, Error> {
+    let mut connection = redis::Client::open(url)?.get_multiplexed_async_connection().await?;
+    let made = redis::cmd("XGROUP").arg(&["CREATE", "bench", "g", "$", "MKSTREAM"]).to_owned();
+    made.query_async::<()>(&mut connection).await?;
+    let work = repeat(length, 1, async |n| {
+        let mut pipe = redis::pipe();
+        let added = pipe.cmd("XADD").arg("bench").arg(n + 1);
+        for (field, value) in [("v", 1), ("first", n * 1024), ("n", 128), ("config", 7), ("check", 0)] {
+            added.arg(field).arg(value);
+        }
+        pipe.query_async::<()>(&mut connection.clone()).await?;
+        let read = redis::cmd("XREADGROUP")
+            .arg(&["GROUP", "g", "c", "COUNT", "16", "STREAMS", "bench", ">"])
+            .to_owned();
+        read.query_async::<redis::Value>(&mut connection.clone()).await?;
+        let mut pipe = redis::pipe();
+        pipe.atomic().cmd("XACK").arg("bench").arg("g").arg(n + 1);
+        pipe.cmd("XDEL").arg("bench").arg(n + 1);
+        Ok(pipe.query_async::<()>(&mut connection.clone()).await?)
+    })
+    .await;
+    redis::cmd("DEL").arg("bench").query_async::<()>(&mut connection).await?;
+    work
+}
+
+/// Rows of attempts, `batch` a commit, in a table with the index that attempts have.
+///
+/// # Errors
+/// When Postgres refuses.
+pub async fn attempts(client: &Client, batch: usize, length: Duration) -> Result<Work, Error> {
+    client
+        .batch_execute(
+            "DROP TABLE IF EXISTS bench_attempts;
+             CREATE TABLE bench_attempts (LIKE delivery_attempts INCLUDING ALL)",
+        )
+        .await?;
+    let statement = client
+        .prepare(
+            "INSERT INTO bench_attempts (event_id, webhook_id, round, attempt, status, response_code, reason_code,
+                duration_ms, created_at)
+             SELECT id, 1, 0, 1, status, 200, reason, 1, now()
+             FROM unnest($1::bigint[], $2::text[], $3::text[]) AS a (id, status, reason)",
+        )
+        .await?;
+    let (status, reason) = (vec!["success"; batch], vec!["delivered"; batch]);
+    repeat(length, batch as u64, async |n| {
+        let first = n as i64 * batch as i64;
+        let ids: Vec<i64> = (first..first + batch as i64).collect();
+        client.execute(&statement, &[&ids, &status, &reason]).await?;
+        Ok(())
+    })
+    .await
 }
 
 async fn repeat(

@@ -134,11 +134,22 @@ impl Bench<'_> {
     }
 }
 
-async fn generate(load: Load) -> Result<Report, Error> {
+/// Runs a load beside this runtime.
+///
+/// # Errors
+/// When no connection can be made.
+pub async fn generate(load: Load) -> Result<Report, Error> {
     Ok(tokio::task::spawn_blocking(move || generator::run(load)).await??)
 }
 
-async fn sampled<T>(pids: Pids, work: impl AsyncFnOnce() -> Result<T, Error>) -> Result<(T, Sample), Error> {
+/// What everybody used while `work` was done.
+///
+/// # Errors
+/// Those of `work`.
+pub async fn sampled<T>(
+    pids: Pids,
+    work: impl AsyncFnOnce() -> Result<T, Error>,
+) -> Result<(T, Sample), Error> {
     let before = Sample::take(pids);
     let done = work().await?;
     Ok((done, Sample::take(pids) - before))

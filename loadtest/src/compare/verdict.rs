@@ -66,7 +66,7 @@ pub fn parts(round: &Round, connections: usize) -> Option<f64> {
 
 /// Of a row in a batch of that size: between two measured sizes on a line over 1/size, because a batch costs a fixed
 /// amount and each row another.
-fn copy_cost(round: &Round, batch: f64) -> Option<f64> {
+pub fn copy_cost(round: &Round, batch: f64) -> Option<f64> {
     let cost = |size: usize| {
         let figure = round.get(&format!("copy {size}"))?;
         Some(figure.client + figure.postgres)
