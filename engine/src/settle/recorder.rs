@@ -66,13 +66,14 @@ impl<P> Recorder<P> {
         let mut items = Vec::with_capacity(BATCH);
         while self.receiver.recv_many(&mut items, BATCH).await > 0 {
             let records = merge(items.iter_mut().filter_map(|item| item.record.take()));
+            let updates = DueUpdates::of(&records, self.horizon);
             if !records.is_empty() {
-                self.record(&records).await;
+                self.record(records).await;
             }
             // A record that was given up holds its neighbours' entry back no more: the sweep finds what is missing.
             let done: Vec<Arc<Open>> =
                 items.drain(..).filter_map(|item| item.entry).filter(|e| e.release()).collect();
-            self.tell_redis(&records, &done).await;
+            self.tell_redis(&updates, &done).await;
             for entry in &done {
                 (self.closed)(entry);
             }
@@ -80,9 +81,9 @@ impl<P> Recorder<P> {
     }
 
     /// Step one. Tries until Postgres has taken it; the statement may be repeated without harm.
-    async fn record(&mut self, records: &[Record]) {
+    async fn record(&mut self, records: Vec<Record>) {
         self.metrics.settle.batch_records.record(records.len() as f64);
-        let mut parts: Vec<Vec<Record>> = vec![records.to_vec()];
+        let mut parts = vec![records];
         let mut wait = Duration::from_millis(20);
         let mut again = false;
         while let Some(part) = parts.last_mut() {
@@ -148,8 +149,7 @@ impl<P> Recorder<P> {
     }
 
     /// Step two, all at once or not at all. Lost, it is made up for by claims and the feeder.
-    async fn tell_redis(&mut self, records: &[Record], done: &[Arc<Open>]) {
-        let updates = DueUpdates::of(records, self.horizon);
+    async fn tell_redis(&mut self, updates: &DueUpdates, done: &[Arc<Open>]) {
         if updates.is_empty() && done.is_empty() {
             return;
         }

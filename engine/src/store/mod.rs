@@ -8,6 +8,7 @@ pub mod batches;
 pub mod beats;
 mod connect;
 mod copy;
+mod delivered;
 pub mod dlq;
 pub mod events;
 pub mod link;
@@ -66,6 +67,11 @@ pub enum Fault {
 }
 
 impl Error {
+    /// Whether a row is there already that may be there once only.
+    fn is_conflict(&self) -> bool {
+        matches!(self, Error::Statement(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION))
+    }
+
     /// Whether trying again cannot help: the password or the database is wrong (SQLSTATE classes 28 and 3D).
     fn is_final(&self) -> bool {
         let error = match self {

@@ -1,6 +1,6 @@
 //! One statement a recorder batch: attempts, the schedule and the dead letters together.
 
-use super::{Error, Link};
+use super::{Error, Link, delivered::Delivered};
 use crate::model::{AccountId, EventId, Try, WebhookId};
 
 /// Reasons for which a row of the schedule waits for its lane's word and not for a time: its next_at is its expiry, and
@@ -225,6 +225,11 @@ impl Link {
     /// Writes a recorder batch, which names each delivery once. Returns how many of its attempts had been
     /// recorded before.
     pub async fn settle(&mut self, records: &[Record]) -> Result<u64, Error> {
+        if let Some(columns) = Delivered::of(records)
+            && self.delivered(&columns).await?
+        {
+            return Ok(0);
+        }
         let mut c = Columns::default();
         for record in records {
             c.push(record);

@@ -12,6 +12,7 @@ mod lanes;
 mod outage;
 mod overload;
 mod process;
+mod settle;
 mod shared_work;
 mod sockets;
 mod volume;

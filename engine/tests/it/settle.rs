@@ -1,0 +1,85 @@
+//! The recorder's two statements against the tables themselves: what a repeat does, and what is scheduled meanwhile.
+
+use eventpulse::{
+    model::{AccountId, EventId, Try, WebhookId},
+    store::{
+        Address, Link,
+        settle::{Attempt, Record, Status},
+    },
+};
+use tokio_postgres::Client;
+
+use crate::harness::{PATIENCE, count, database, postgres};
+
+fn delivered(event: i64) -> Record {
+    Record {
+        event: EventId(event),
+        webhook: WebhookId(7),
+        account: AccountId(1),
+        tried: Try::FIRST,
+        was_scheduled: false,
+        attempt: Some(Attempt {
+            status: Status::Success,
+            code: Some(204),
+            body: Some("fine".to_owned()),
+            error: None,
+            reason_code: "delivered",
+            duration_ms: 3,
+        }),
+        later: None,
+        dead: None,
+    }
+}
+
+/// Says that somebody else owes this delivery by now, in this round.
+async fn schedule(db: &Client, event: i64, webhook: i64, round: i16) {
+    db.execute(
+        "INSERT INTO scheduled (event_id, webhook_id, round, attempt, next_at, expires_at, reason)
+         VALUES ($1, $2, $3, 1, now(), now() + interval '1 hour', 'held')",
+        &[&event, &webhook, &round],
+    )
+    .await
+    .expect("a row");
+}
+
+async fn start(hint: &str) -> (Link, Client) {
+    let url = database(hint).await;
+    (Link::new(Address::parse(&url).expect("a URL"), PATIENCE), postgres(&url).await)
+}
+
+/// 1. A process records some deliveries and dies before it acks their entry. 2. Another takes the entry over, makes them
+///    again beside new ones, and records all. 3. The new ones are recorded too, and the others counted.
+#[tokio::test]
+async fn a_delivery_recorded_before_is_a_repeat_and_hurts_no_neighbour() {
+    let (mut link, db) = start("repeat").await;
+    assert_eq!(link.settle(&[delivered(1), delivered(2)]).await.expect("recorded"), 0);
+    assert_eq!(link.settle(&[delivered(2), delivered(3), delivered(1)]).await.expect("recorded"), 2);
+    assert_eq!(count(&db, "SELECT count(*) FROM delivery_attempts WHERE status = 'success'").await, 3);
+    assert_eq!(link.settle(&[delivered(4)]).await.expect("the connection still works"), 0);
+    let row = db
+        .query_one(
+            "SELECT webhook_id, round, attempt, response_code, response_body, error, reason_code, duration_ms,
+                created_at > now() - interval '1 minute' FROM delivery_attempts WHERE event_id = 4",
+            &[],
+        )
+        .await
+        .expect("one row");
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i16>(1), row.get::<_, i16>(2)), (7, 1, 1));
+    assert_eq!((row.get::<_, i16>(3), row.get::<_, &str>(4)), (204, "fine"));
+    assert_eq!((row.get::<_, Option<&str>>(5), row.get::<_, &str>(6)), (None, "delivered"));
+    assert!(row.get::<_, i32>(7) == 3 && row.get::<_, bool>(8));
+}
+
+#[tokio::test]
+async fn a_first_try_that_was_delivered_ends_what_is_scheduled_of_it_and_nothing_else() {
+    let (mut link, db) = start("ends").await;
+    schedule(&db, 10, 7, 1).await;
+    schedule(&db, 10, 8, 1).await;
+    schedule(&db, 11, 7, 1).await;
+    // A round that was begun since is not ended by the one before it.
+    schedule(&db, 12, 7, 2).await;
+    link.settle(&[delivered(10), delivered(12), delivered(13)]).await.expect("recorded");
+    let rows = db.query("SELECT event_id, webhook_id FROM scheduled ORDER BY 1, 2", &[]).await.expect("rows");
+    let left: Vec<(i64, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    assert_eq!(left, [(10, 8), (11, 7), (12, 7)]);
+}
