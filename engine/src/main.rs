@@ -11,6 +11,10 @@ use eventpulse::{
     store::{Address, migrate},
 };
 
+/// What one role allocates the other frees, which the system's allocator pays for with a walk over its lists.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Of sysexits(3): the command was used wrongly, here by its configuration.
 const EX_USAGE: u8 = 64;
 
