@@ -17,8 +17,12 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Looks between two searches of the schedule for shelved work that no lane here knows of.
 const SEARCH_EVERY: u32 = 10;
 
-/// Between two steps of a pull.
-const STEP: Duration = Duration::from_millis(50);
+/// Between two steps of a pull, when the lane takes them at once, and when it does not.
+const STEP: Duration = Duration::from_millis(5);
+const SLOW_STEP: Duration = Duration::from_millis(50);
+
+/// A step of no fewer is worth a query right after the one before.
+const LARGE: usize = 250;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -182,7 +186,7 @@ async fn pull(
         if let Err(error) = due.feed(&now).await {
             tracing::debug!(error = crate::chain(&error), "pulled work waits for the feeder");
         }
-        tokio::time::sleep(STEP).await;
+        tokio::time::sleep(if room >= LARGE { STEP } else { SLOW_STEP }).await;
     }
     lane.pulled(left);
 }
