@@ -6,7 +6,10 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use eventpulse::{
     ingest::keys::{Form, Keys},
     metrics::Metrics,
-    store::webhooks::{New, NewKey},
+    store::{
+        manage::Change,
+        webhooks::{New, NewKey},
+    },
 };
 use eventpulse_bench::{
     fixtures::{KEY, KEY_SECRET, SECRET},
@@ -28,8 +31,13 @@ impl Known {
         let (keys, stop) = runtime.block_on(async {
             let store = servers::store("keys").await;
             let hash: [u8; 32] = Sha256::digest(KEY).into();
-            let webhook =
-                New { name: "bench", url: "http://127.0.0.1:9/", secret: SECRET, event_types: None };
+            let webhook = New {
+                name: "bench",
+                url: "http://127.0.0.1:9/",
+                secret: SECRET,
+                event_types: None,
+                settings: &Change::default(),
+            };
             let key = NewKey { hash: &hash, prefix: &KEY[..14] };
             store.register(&webhook, &key).await.expect("registered");
             let (keys, lookup) = Keys::new(Form::new(KEY_SECRET), store, 1000, Arc::new(Metrics::new()));

@@ -85,8 +85,7 @@ pub(super) async fn change(
     let owner = gateway.manager(request.headers()).await?;
     let id = WebhookId(query::id(id)?);
     let body = body::read_json(request, gateway.limits(owner.account)).await?;
-    let config = &gateway.config;
-    let change = settings::change(&body.bytes, &config.retry.schedule, config.targets.allow_private)?;
+    let change = settings::change(&body.bytes, &gateway.config)?;
     let changed = gateway.store.change_webhook(owner.account, id, &change).await?;
     let webhook = changed.ok_or_else(|| ApiError::not_found("webhook"))?;
     Ok(answer(&json!({ "ok": true, "webhook": write(&webhook) })))

@@ -1,10 +1,14 @@
-//! The fields of `PATCH /webhooks/:id`, checked one by one: each error names its field.
+//! The fields of a webhook, of `PATCH /webhooks/:id` and `POST /register-webhook` alike, checked one by one: each error
+//! names its field.
 
 use hyper::header::{HeaderName, HeaderValue};
 use serde_json::{Map, Value};
 
 use super::{ApiError, webhooks};
-use crate::{config::value::Schedule, store::manage::Change};
+use crate::{
+    config::{Config, value::Schedule},
+    store::manage::Change,
+};
 
 const HEADERS_MAX: usize = 20;
 const HEADER_NAME_MAX: usize = 128;
@@ -30,27 +34,36 @@ const RESERVED_PREFIXES: [&str; 3] = ["proxy-", "webhook-", "x-eventpulse-"];
 ///
 /// # Errors
 /// For what is no JSON object, an unknown field, and a field that is not as it must be.
-pub(super) fn change(bytes: &[u8], waits: &Schedule, allow_private: bool) -> Result<Change, ApiError> {
+pub(super) fn change(bytes: &[u8], config: &Config) -> Result<Change, ApiError> {
     let fields: Map<String, Value> = serde_json::from_slice(bytes)
         .map_err(|error| ApiError::bad("invalid_json", format!("send a JSON object: {error}")))?;
     let mut change = Change::default();
     for (name, value) in fields {
-        match name.as_str() {
-            "name" => change.name = Some(webhooks::name(Some(&value))?),
-            "url" => change.url = Some(webhooks::url(Some(&value), allow_private)?),
-            "eventTypes" => change.event_types = Some(webhooks::event_types(Some(value))?),
-            "state" => change.state = Some(state(&value)?),
-            "headers" => change.headers = Some(headers(&value)?),
-            "rateLimit" => change.rate_limit = Some(rate_limit(&value)?),
-            "retry" => change.retry_waits_ms = Some(retry(&value, waits)?),
-            "timeoutMs" => change.timeout_ms = Some(number(&value, "timeoutMs", 100, 60_000)?),
-            "maxInFlight" => change.in_flight_max = Some(number(&value, "maxInFlight", 1, 1000)?),
-            _ => {
-                return Err(ApiError::bad("unknown_field", format!("`{name}` is not a field of a webhook")));
-            }
+        if !set(&mut change, &name, value, config)? {
+            return Err(ApiError::bad("unknown_field", format!("`{name}` is not a field of a webhook")));
         }
     }
     Ok(change)
+}
+
+/// Reads one field. Returns whether there is one of that name.
+///
+/// # Errors
+/// When it is not as it must be.
+pub(super) fn set(change: &mut Change, name: &str, value: Value, config: &Config) -> Result<bool, ApiError> {
+    match name {
+        "name" => change.name = Some(webhooks::name(Some(&value))?),
+        "url" => change.url = Some(webhooks::url(Some(&value), config.targets.allow_private)?),
+        "eventTypes" => change.event_types = Some(webhooks::event_types(Some(value))?),
+        "state" => change.state = Some(state(&value)?),
+        "headers" => change.headers = Some(headers(&value)?),
+        "rateLimit" => change.rate_limit = Some(rate_limit(&value)?),
+        "retry" => change.retry_waits_ms = Some(retry(&value, &config.retry.schedule)?),
+        "timeoutMs" => change.timeout_ms = Some(number(&value, "timeoutMs", 100, 60_000)?),
+        "maxInFlight" => change.in_flight_max = Some(number(&value, "maxInFlight", 1, 1000)?),
+        _ => return Ok(false),
+    }
+    Ok(true)
 }
 
 fn state(value: &Value) -> Result<&'static str, ApiError> {
@@ -163,7 +176,7 @@ mod tests {
     use super::*;
 
     fn read(body: &str) -> Result<Change, String> {
-        change(body.as_bytes(), &Schedule::standard(), false).map_err(|error| format!("{error:?}"))
+        change(body.as_bytes(), &Config::default()).map_err(|error| format!("{error:?}"))
     }
 
     #[test]

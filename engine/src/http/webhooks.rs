@@ -7,14 +7,19 @@ use sha2::{Digest, Sha256};
 use super::{
     ApiError, Gateway, body,
     reply::{self, Body},
+    settings,
 };
 use crate::{
+    config::Config,
     deliver::{
         sign,
         target::{self, Refused},
     },
     model::AccountId,
-    store::webhooks::{Made, New, NewKey},
+    store::{
+        manage::Change,
+        webhooks::{Made, New, NewKey},
+    },
 };
 
 const NAME_CHARS_MAX: usize = 255;
@@ -29,6 +34,12 @@ struct Form {
     name: Option<serde_json::Value>,
     url: Option<serde_json::Value>,
     event_types: Option<serde_json::Value>,
+    state: Option<serde_json::Value>,
+    headers: Option<serde_json::Value>,
+    rate_limit: Option<serde_json::Value>,
+    retry: Option<serde_json::Value>,
+    timeout_ms: Option<serde_json::Value>,
+    max_in_flight: Option<serde_json::Value>,
 }
 
 /// A form whose fields are as they must be.
@@ -36,6 +47,7 @@ struct Valid {
     name: String,
     url: String,
     event_types: Option<Vec<String>>,
+    settings: Change,
 }
 
 pub(super) async fn register(
@@ -51,10 +63,15 @@ pub(super) async fn register(
     // Those who have no account yet are counted as one.
     let account = owner.map_or(AccountId(0), |owner| owner.account);
     let body = body::read_json(request, gateway.limits(account)).await?;
-    let form = validate(&body.bytes, gateway.config.targets.allow_private)?;
+    let form = validate(&body.bytes, &gateway.config)?;
     let secret = sign::fresh_secret();
-    let new =
-        New { name: &form.name, url: &form.url, secret: &secret, event_types: form.event_types.as_deref() };
+    let new = New {
+        name: &form.name,
+        url: &form.url,
+        secret: &secret,
+        event_types: form.event_types.as_deref(),
+        settings: &form.settings,
+    };
     let (made, key) = match owner {
         Some(owner) => {
             let max = gateway.config.registration.webhooks_max;
@@ -106,7 +123,7 @@ fn may_register(gateway: &Gateway, headers: &HeaderMap) -> Result<(), ApiError> 
     }
 }
 
-fn validate(bytes: &[u8], allow_private: bool) -> Result<Valid, ApiError> {
+fn validate(bytes: &[u8], config: &Config) -> Result<Valid, ApiError> {
     let form: Form = serde_json::from_slice(bytes).map_err(|error| match error.classify() {
         serde_json::error::Category::Data => {
             ApiError::bad("invalid_body", format!("send a JSON object with `name` and `url`: {error}"))
@@ -115,9 +132,40 @@ fn validate(bytes: &[u8], allow_private: bool) -> Result<Valid, ApiError> {
     })?;
     Ok(Valid {
         name: name(form.name.as_ref())?,
-        url: url(form.url.as_ref(), allow_private)?,
+        url: url(form.url.as_ref(), config.targets.allow_private)?,
         event_types: event_types(form.event_types)?,
+        settings: first_settings(
+            [
+                ("state", form.state),
+                ("headers", form.headers),
+                ("rateLimit", form.rate_limit),
+                ("retry", form.retry),
+                ("timeoutMs", form.timeout_ms),
+                ("maxInFlight", form.max_in_flight),
+            ],
+            config,
+        )?,
     })
+}
+
+/// Settings of a webhook to be made, checked as a change of them is. One that is null is as one left out.
+fn first_settings(
+    fields: [(&str, Option<serde_json::Value>); 6],
+    config: &Config,
+) -> Result<Change, ApiError> {
+    let mut settings = Change::default();
+    for (name, value) in fields {
+        if let Some(value) = value {
+            settings::set(&mut settings, name, value, config)?;
+        }
+    }
+    match settings.state {
+        // It would be owed nothing, and say nothing of why.
+        Some("disabled") => {
+            Err(ApiError::bad("invalid_state", "`state` of a new webhook must be `active` or `paused`"))
+        }
+        _ => Ok(settings),
+    }
 }
 
 /// A name as it must be, without the spaces around it.
@@ -179,7 +227,7 @@ mod tests {
     use super::*;
 
     fn check(body: &str) -> Result<Option<Vec<String>>, String> {
-        validate(body.as_bytes(), false).map(|v| v.event_types).map_err(|e| format!("{e:?}"))
+        validate(body.as_bytes(), &Config::default()).map(|v| v.event_types).map_err(|e| format!("{e:?}"))
     }
 
     #[test]

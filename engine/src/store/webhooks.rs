@@ -5,10 +5,12 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use tokio_postgres::Row;
+use tokio_postgres::{Row, types::ToSql};
 
-use super::{Error, Store};
+use super::{Error, Store, manage::Change};
 use crate::model::{AccountId, Own, State, Timestamp, Webhook, WebhookId};
+
+type Column<'a> = &'a (dyn ToSql + Sync);
 
 /// A webhook to be made.
 #[derive(Debug)]
@@ -17,6 +19,29 @@ pub struct New<'a> {
     pub url: &'a str,
     pub secret: &'a str,
     pub event_types: Option<&'a [String]>,
+    /// Name, URL and types in it are not looked at.
+    pub settings: &'a Change,
+}
+
+impl New<'_> {
+    /// The parameters of a statement that makes it: its columns, and two more.
+    fn columns<'a>(&'a self, one: Column<'a>, two: Column<'a>) -> [Column<'a>; 12] {
+        let own = self.settings;
+        [
+            &self.name,
+            &self.url,
+            &self.secret,
+            &self.event_types,
+            &own.state,
+            &own.headers,
+            &own.rate_limit,
+            &own.retry_waits_ms,
+            &own.timeout_ms,
+            &own.in_flight_max,
+            one,
+            two,
+        ]
+    }
 }
 
 /// A key to be made with a new account.
@@ -37,17 +62,22 @@ pub struct Made {
 const WITH_ACCOUNT: &str = "
 WITH v AS (UPDATE engine_state SET config_version = config_version + 1 RETURNING config_version),
 a AS (INSERT INTO accounts (version) SELECT config_version FROM v RETURNING id, version),
-k AS (INSERT INTO api_keys (account_id, hash, prefix, version) SELECT id, $5, $6, version FROM a)
-INSERT INTO webhooks (account_id, name, url, secret, event_types, since_version, version)
-SELECT id, $1, $2, $3, $4, version, version FROM a RETURNING id, account_id, created_at";
+k AS (INSERT INTO api_keys (account_id, hash, prefix, version) SELECT id, $11, $12, version FROM a)
+INSERT INTO webhooks (account_id, name, url, secret, event_types, state, headers, rate_limit, retry_waits_ms,
+    timeout_ms, in_flight_max, since_version, version)
+SELECT id, $1, $2, $3, $4, coalesce($5::text, 'active'), coalesce($6::text[], '{}'), $7::float8, $8::bigint[], $9::int, $10::int, version, version
+FROM a RETURNING id, account_id, created_at";
 
 const FOR_ACCOUNT: &str = "
 WITH v AS (UPDATE engine_state SET config_version = config_version + 1 RETURNING config_version),
 a AS (UPDATE accounts SET version = config_version FROM v
-      WHERE id = $5 AND (SELECT count(*) FROM webhooks WHERE account_id = $5 AND state <> 'deleted') < $6
+      WHERE id = $11 AND (SELECT count(*) FROM webhooks WHERE account_id = $11 AND state <> 'deleted') < $12
       RETURNING id, config_version)
-INSERT INTO webhooks (account_id, name, url, secret, event_types, since_version, version)
-SELECT id, $1, $2, $3, $4, config_version, config_version FROM a RETURNING id, account_id, created_at";
+INSERT INTO webhooks (account_id, name, url, secret, event_types, state, headers, rate_limit, retry_waits_ms,
+    timeout_ms, in_flight_max, since_version, version)
+SELECT id, $1, $2, $3, $4, coalesce($5::text, 'active'), coalesce($6::text[], '{}'), $7::float8, $8::bigint[], $9::int, $10::int, config_version,
+    config_version
+FROM a RETURNING id, account_id, created_at";
 
 const DISABLE: &str = "
 WITH v AS (UPDATE engine_state SET config_version = config_version + 1 RETURNING config_version),
@@ -98,12 +128,8 @@ impl Store {
     /// Makes an account, its key and its first webhook.
     pub async fn register(&self, new: &New<'_>, key: &NewKey<'_>) -> Result<Made, Error> {
         let client = self.client().await?;
-        let row = client
-            .query_one(
-                WITH_ACCOUNT,
-                &[&new.name, &new.url, &new.secret, &new.event_types, &key.hash.as_slice(), &key.prefix],
-            )
-            .await?;
+        let hash = key.hash.as_slice();
+        let row = client.query_one(WITH_ACCOUNT, &new.columns(&hash, &key.prefix)).await?;
         Ok(made(&row))
     }
 
@@ -115,9 +141,7 @@ impl Store {
         max: i64,
     ) -> Result<Option<Made>, Error> {
         let client = self.client().await?;
-        let row = client
-            .query_opt(FOR_ACCOUNT, &[&new.name, &new.url, &new.secret, &new.event_types, &account, &max])
-            .await?;
+        let row = client.query_opt(FOR_ACCOUNT, &new.columns(&account, &max)).await?;
         Ok(row.as_ref().map(made))
     }
 

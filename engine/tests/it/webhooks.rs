@@ -58,6 +58,52 @@ async fn a_webhook_is_shown_changed_and_deleted_by_its_account_alone() {
 }
 
 #[tokio::test]
+async fn a_webhook_is_registered_with_settings_of_its_own() {
+    let app = App::with("registered", swept_soon).await;
+    let receiver = Receiver::start().await;
+    let form = json!({ "name": "n", "url": receiver.url("/"), "state": "paused", "headers": { "X-Team": "blue" },
+        "rateLimit": 5, "retry": { "schedule": ["1s", "2m"] }, "timeoutMs": 700, "maxInFlight": 3, "colour": 1 });
+    let request = app.client.post(app.url("/register-webhook")).json(&form);
+    let response = request.send().await.expect("an answer");
+    assert_eq!(response.status(), 201);
+    let body: Value = response.json().await.expect("JSON");
+    let mut fields: Vec<&str> = body["webhook"].as_object().unwrap().keys().map(String::as_str).collect();
+    fields.sort_unstable();
+    assert_eq!(fields, ["createdAt", "eventTypes", "id", "name", "secret", "url"], "the answer is as it was");
+    let key = body["apiKey"].as_str().unwrap();
+    let (status, body) = call(&app, Method::POST, key, "/register-webhook", form.clone()).await;
+    assert_eq!(status, 201, "{body}");
+    let (_, body) = app.get(key, "/webhooks").await;
+    for webhook in body["webhooks"].as_array().unwrap() {
+        assert_eq!((&webhook["state"], &webhook["rateLimit"]), (&json!("paused"), &json!(5.0)));
+        assert_eq!(webhook["headers"], json!({ "x-team": null }));
+        assert_eq!(webhook["retry"], json!({ "schedule": ["1s", "2m"] }));
+        assert_eq!((&webhook["timeoutMs"], &webhook["maxInFlight"]), (&json!(700), &json!(3)));
+    }
+    let path = format!("/webhooks/{}", body["webhooks"][0]["id"]);
+    app.send(key, "t", json!(1)).await;
+    assert_eq!(call(&app, Method::PATCH, key, &path, json!({ "state": "active" })).await.0, 200);
+    received(&receiver, 1).await;
+    assert_eq!(receiver.requests()[0].headers["x-team"], "blue");
+    for (field, value, code) in [
+        ("state", json!("disabled"), "invalid_state"),
+        ("state", json!("deleted"), "invalid_state"),
+        ("headers", json!(["x"]), "invalid_headers"),
+        ("rateLimit", json!(0), "invalid_rate_limit"),
+        ("retry", json!({}), "invalid_retry"),
+        ("timeoutMs", json!(1), "invalid_number"),
+        ("maxInFlight", json!("3"), "invalid_number"),
+    ] {
+        let mut form = json!({ "name": "n", "url": receiver.url("/") });
+        form[field] = value;
+        let (status, body) = call(&app, Method::POST, key, "/register-webhook", form).await;
+        assert_eq!((status, &body["error"]["code"]), (400, &json!(code)), "{field}");
+        assert!(body["error"]["message"].as_str().unwrap().contains(field), "{body}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn running_dispatchers_feel_a_change() {
     let app = App::with("felt", swept_soon).await;
     let (old, new) = (Receiver::start().await, Receiver::start().await);
