@@ -10,6 +10,7 @@ mod connect;
 mod copy;
 pub mod dlq;
 pub mod events;
+pub mod failing;
 pub mod link;
 pub mod manage;
 pub mod migrate;
