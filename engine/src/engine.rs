@@ -23,7 +23,7 @@ use crate::{
         marks,
     },
     metrics::Metrics,
-    recover::{sweep::Sweep, takeover::Keeper},
+    recover::{sweep::Sweep, takeover::Keeper, upkeep::Upkeep},
     retry::schedule::Policy,
     store::{
         self, Link, Store,
@@ -251,7 +251,7 @@ async fn run(
     fault.map_or(Ok(()), Err)
 }
 
-/// Beats, marks and the sweep.
+/// Beats, marks, the sweep and the upkeep.
 fn background(
     common: &Common,
     store: &Store,
@@ -281,10 +281,18 @@ fn background(
         expiry: Policy::new(&config.retry, config.deliver.timeout).expiry(),
         metrics: metrics.clone(),
     };
+    let upkeep = Upkeep {
+        store: store.clone(),
+        lock: link(),
+        every: config.recover.sweep_every,
+        disable_after: config.webhooks.disable_after,
+        metrics: metrics.clone(),
+    };
     let every = config.ingest.mark_flush;
     Ok(vec![
         tokio::spawn(keeper.run(stop.subscribe())),
         tokio::spawn(sweep.run(stop.subscribe())),
+        tokio::spawn(upkeep.run(stop.subscribe())),
         tokio::spawn(marks::run(stream.clone(), link(), common.instance, every, stop.subscribe())),
     ])
 }

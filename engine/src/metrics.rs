@@ -153,6 +153,10 @@ catalogue! {
         added: Counter "eventpulse_dlq_entries_total" "Deliveries that ended as dead letters.";
         requeued: Counter "eventpulse_dlq_requeued_total" "Dead letters requeued.";
     }
+    Webhooks "What the engine does to webhooks by itself." {
+        disabled_failing: Counter "eventpulse_webhooks_disabled_total" ["reason" = "failing"] "Webhooks disabled by the engine, by reason.";
+        disabled_gone: Counter "eventpulse_webhooks_disabled_total" ["reason" = "gone"] "Webhooks disabled by the engine, by reason.";
+    }
     Recover "Takeover and sweep." {
         beats_missed: Counter "eventpulse_recover_beats_missed_total" "Beats that Postgres did not take.";
         taken_over: Counter "eventpulse_recover_taken_over_total" "Batches taken over from dead instances.";
@@ -175,6 +179,7 @@ pub struct Metrics {
     pub settle: Settle,
     pub retry: Retry,
     pub dlq: Dlq,
+    pub webhooks: Webhooks,
     pub recover: Recover,
     handle: PrometheusHandle,
 }
@@ -196,6 +201,7 @@ impl Metrics {
                 settle: Settle::new(),
                 retry: Retry::new(),
                 dlq: Dlq::new(),
+                webhooks: Webhooks::new(),
                 recover: Recover::new(),
                 handle,
             }

@@ -48,6 +48,7 @@ section!(
         lane: Lane = Lane::default(),
         deliver: Deliver = Deliver::default(),
         retry: Retry = Retry::default(),
+        webhooks: Webhooks = Webhooks::default(),
         recover: Recover = Recover::default(),
         log: Log = Log::default(),
     }
@@ -255,12 +256,22 @@ section!(
 );
 
 section!(
+    /// What becomes of webhooks.
+    Webhooks {
+        /// A webhook from which nothing but failures came for so long is disabled; 0 for never. Shorter gives up on an
+        /// endpoint that is merely down for a weekend.
+        #[serde(with = "span")]
+        disable_after: Duration = Duration::from_secs(5 * 86_400),
+    }
+);
+
+section!(
     /// Takeover and sweep.
     Recover {
         /// Streamed batches are checked for what is missing after it. Longer than any healthy backlog.
         #[serde(with = "span")]
         sweep_after: Duration = Duration::from_secs(60),
-        /// How often the sweep looks.
+        /// How often the sweep looks, and the upkeep.
         #[serde(with = "span")]
         sweep_every: Duration = Duration::from_secs(5),
         /// Beats of ours that must pass without one of another instance's before its batches are taken over.

@@ -105,6 +105,10 @@ impl Config {
             need(false, &format!("deliver.extra_roots {problem}"));
         }
         need(self.retry.jitter_percent <= 100, "retry.jitter_percent must be within 0..100");
+        need(
+            self.webhooks.disable_after <= Duration::from_secs(3650 * 86_400),
+            "webhooks.disable_after must be at most ten years; 0 stands for never",
+        );
         need(self.retry.due_max > 0, "retry.due_max must be at least 1");
         if problems.is_empty() { Ok(()) } else { Err(Error(problems)) }
     }

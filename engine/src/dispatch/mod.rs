@@ -6,6 +6,7 @@
 
 mod budget;
 mod fence;
+mod health;
 mod intake;
 mod opened;
 mod registry;
@@ -157,6 +158,7 @@ impl Dispatcher {
             tokio::spawn(watch::claims(intake, claims.clone(), stop.clone())),
             tokio::spawn(watch::lanes(context.clone(), stop.clone())),
             tokio::spawn(watch::registry(context.clone(), stop.clone())),
+            tokio::spawn(health::run(context.clone(), stop.clone())),
             tokio::spawn(shelf::run(context.clone(), due.clone(), stop.clone())),
             tokio::spawn(retries::run(context.clone(), due.clone(), stop.clone())),
             tokio::spawn(crate::retry::feeder::run(store, due.clone(), config.retry.horizon, metrics, stop)),
@@ -201,6 +203,9 @@ impl Dispatcher {
             tracing::warn!(in_flight = workers.len(), "grace over, requests abandoned");
         }
         drop(workers);
+        if tokio::time::timeout(grace, health::tell(&context)).await.is_err() {
+            tracing::debug!("grace over, successes not told");
+        }
         let (beats_stop, beats) = beats;
         beats_stop.send_replace(true);
         let _ = beats.await;

@@ -16,7 +16,10 @@ use crate::{
     model::{AccountId, Key, State, Timestamp, Try},
     retry::schedule,
     settle::Item,
-    store::settle::{Attempt, Later, Record, SHELVED, Status},
+    store::{
+        failing::Cause,
+        settle::{Attempt, Later, Record, SHELVED, Status},
+    },
 };
 
 /// How long a delivery rests when this process has no file descriptors left.
@@ -96,6 +99,7 @@ async fn worker(context: Arc<Context>, lane: Arc<Lane<Delivery>>, first: Deliver
         }
         let begun = Instant::now();
         let outcome = deliver(&context, delivery).await;
+        lane.note_health(outcome);
         let after = lane.done(outcome, begun.elapsed());
         if let Some(more) = after.more {
             start(&context, &lane, more);
@@ -322,12 +326,15 @@ fn record(context: &Context, delivery: &Delivery, verdict: Verdict, disabled: bo
 }
 
 /// 410 says that the endpoint will not come back: its webhook gets nothing more until somebody enables it.
-/// Returns whether that was done.
+/// Returns whether that is done.
 async fn disable(context: &Context, delivery: &Delivery) -> bool {
     let webhook = delivery.target.webhook.id;
-    match context.store.disable_webhook(webhook, "410 Gone").await {
-        Ok(()) => {
-            tracing::info!(%webhook, "webhook disabled: its endpoint answered 410 Gone");
+    match context.store.disable_webhook(webhook, Cause::Gone).await {
+        Ok(done) => {
+            if done {
+                context.metrics.webhooks.disabled_gone.increment(1);
+                tracing::info!(%webhook, "webhook disabled: its endpoint answered 410 Gone");
+            }
             true
         }
         Err(error) => {

@@ -7,6 +7,7 @@
 //! are leased.
 
 mod breaker;
+mod health;
 mod lanes;
 mod pace;
 mod rate;
@@ -22,9 +23,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use self::{breaker::Breaker, pace::Pace, rate::Rate, window::Window};
+use self::{breaker::Breaker, health::Telltale, pace::Pace, rate::Rate, window::Window};
 pub use self::{
     breaker::{Change, Settings as BreakerSettings},
+    health::Health,
     lanes::{Lanes, Totals},
 };
 
@@ -111,6 +113,7 @@ pub struct Next<T> {
 pub struct Lane<T> {
     limits: Limits,
     inner: Mutex<Inner<T>>,
+    telltale: Telltale,
 }
 
 struct Inner<T> {
@@ -162,6 +165,7 @@ impl<T> Lane<T> {
         let now = Instant::now();
         Lane {
             limits,
+            telltale: Telltale::default(),
             inner: Mutex::new(Inner {
                 queue: VecDeque::new(),
                 retries: 0,
@@ -255,6 +259,21 @@ impl<T> Lane<T> {
         Next { next, more, change, shelve }
     }
 
+    /// Notes what an outcome says of the endpoint over days.
+    pub fn note_health(&self, outcome: Outcome) {
+        self.telltale.note(outcome);
+    }
+
+    /// What is to be told since the last time.
+    pub fn take_health(&self) -> Health {
+        self.telltale.take()
+    }
+
+    /// It could not be told.
+    pub fn put_back_health(&self, health: Health) {
+        self.telltale.put_back(health);
+    }
+
     /// Deliveries that have waited longer than the hold, each with where it goes.
     pub fn overdue(&self) -> Vec<Admission<T>> {
         let now = Instant::now();
@@ -345,6 +364,7 @@ impl<T> Lane<T> {
             && inner.queue.is_empty()
             && !inner.breaker.is_open()
             && !inner.pulling
+            && self.telltale.is_empty()
             && inner.last_used.elapsed() > self.limits.idle
     }
 }

@@ -1,5 +1,6 @@
 //! What no process has in hand any more: batches of instances that died, own batches that never reached the
-//! stream, and deliveries that were lost on the way.
+//! stream, and deliveries that were lost on the way. And what one process does for all once in a while.
 
 pub mod sweep;
 pub mod takeover;
+pub mod upkeep;

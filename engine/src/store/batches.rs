@@ -24,18 +24,28 @@ fn ranges(spans: &[Span]) -> (Vec<i64>, Vec<i64>) {
     spans.iter().map(|s| (s.first.0, s.last().0)).unzip()
 }
 
-/// Any number will do that no other lock of ours uses; this one reads "EvSw" in ASCII.
+/// Any numbers will do that no other lock of ours uses; these read "EvSw" and "EvUp" in ASCII.
 const SWEEP_LOCK: i32 = 0x4576_5377;
+const UPKEEP_LOCK: i32 = 0x4576_5570;
 
 impl Link {
     /// Takes the lock of the sweep, which lasts as long as this connection. False when another process
     /// has it.
     pub async fn try_sweep_lock(&mut self) -> Result<bool, Error> {
+        self.try_lock(SWEEP_LOCK).await
+    }
+
+    /// The same for the upkeep.
+    pub async fn try_upkeep_lock(&mut self) -> Result<bool, Error> {
+        self.try_lock(UPKEEP_LOCK).await
+    }
+
+    async fn try_lock(&mut self, lock: i32) -> Result<bool, Error> {
         // By schema too: deployments may share a database.
         let sql = "SELECT CASE WHEN EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted
                        AND pid = pg_backend_pid() AND classid::bigint = $1::int) THEN true
                        ELSE pg_try_advisory_lock($1::int, hashtext(current_schema())) END";
-        let rows = self.query(sql, &[&SWEEP_LOCK]).await?;
+        let rows = self.query(sql, &[&lock]).await?;
         Ok(rows.first().is_some_and(|row| row.get(0)))
     }
 }

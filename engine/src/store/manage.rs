@@ -45,7 +45,7 @@ const COLUMNS: &str =
     timeout_ms, in_flight_max, created_at, updated_at";
 
 /// The new values as a row of their own, so that `state` below is the old one. Enabled again, a webhook is owed what
-/// comes from then on.
+/// comes from then on. Another place or another start is given its time before it counts as failing.
 const CHANGE: &str = "
 WITH v AS (UPDATE engine_state SET config_version = config_version + 1 RETURNING config_version),
 w AS (UPDATE webhooks SET version = config_version,
@@ -58,6 +58,8 @@ w AS (UPDATE webhooks SET version = config_version,
         WHEN $7::text IN ('active', 'paused') THEN NULL ELSE until_version END,
     disabled_reason = CASE WHEN $7::text = 'disabled' THEN coalesce(disabled_reason, 'by the account')
         WHEN $7::text IN ('active', 'paused') THEN NULL ELSE disabled_reason END,
+    failing_since = CASE WHEN $4::text IS NOT NULL OR $7::text IN ('active', 'paused') THEN NULL ELSE failing_since END,
+    still_failing_at = NULL,
     state = coalesce($7::text, state), headers = coalesce($8::text[], headers),
     rate_limit = CASE WHEN $9 THEN $10::float8 ELSE rate_limit END,
     retry_waits_ms = CASE WHEN $11 THEN $12::bigint[] ELSE retry_waits_ms END,

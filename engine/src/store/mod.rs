@@ -11,6 +11,7 @@ mod copy;
 mod delivered;
 pub mod dlq;
 pub mod events;
+pub mod failing;
 pub mod link;
 pub mod manage;
 pub mod migrate;

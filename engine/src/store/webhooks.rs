@@ -79,12 +79,6 @@ SELECT id, $1, $2, $3, $4, coalesce($5::text, 'active'), coalesce($6::text[], '{
     config_version
 FROM a RETURNING id, account_id, created_at";
 
-const DISABLE: &str = "
-WITH v AS (UPDATE engine_state SET config_version = config_version + 1 RETURNING config_version),
-w AS (UPDATE webhooks SET state = 'disabled', until_version = config_version, version = config_version,
-             disabled_reason = $2 FROM v WHERE id = $1 AND state NOT IN ('disabled', 'deleted') RETURNING account_id, config_version)
-UPDATE accounts SET version = config_version FROM w WHERE accounts.id = w.account_id";
-
 const COLUMNS: &str = "id, account_id, url, secret, event_types, state, since_version, until_version,
     headers, rate_limit, retry_waits_ms, timeout_ms, in_flight_max";
 
@@ -143,13 +137,6 @@ impl Store {
         let client = self.client().await?;
         let row = client.query_opt(FOR_ACCOUNT, &new.columns(&account, &max)).await?;
         Ok(row.as_ref().map(made))
-    }
-
-    /// Disables a webhook. What it is owed is dead-lettered as it comes up; later events are not owed to it.
-    pub async fn disable_webhook(&self, id: WebhookId, reason: &str) -> Result<(), Error> {
-        let client = self.client().await?;
-        client.execute(DISABLE, &[&id, &reason]).await?;
-        Ok(())
     }
 
     /// Every webhook of these accounts, disabled ones too.

@@ -9,6 +9,7 @@ mod dlq;
 mod harness;
 mod idempotency;
 mod lanes;
+mod life;
 mod outage;
 mod overload;
 mod process;
