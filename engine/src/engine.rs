@@ -3,6 +3,8 @@
 //! Each role has a thread of its own with a single-threaded runtime, and the beats have a third, so that a
 //! busy role never looks dead. Between the roles' threads there is the ring of recent commits and nothing else.
 
+mod background;
+
 use std::{
     future::Future,
     io,
@@ -20,13 +22,11 @@ use crate::{
     ingest::{
         Batcher, Bounds, Commits, Counter, Queue, Ring, Room,
         keys::{Form, Keys},
-        marks,
     },
     metrics::Metrics,
-    recover::{sweep::Sweep, takeover::Keeper, upkeep::Upkeep},
     retry::schedule::Policy,
     store::{
-        self, Link, Store,
+        self, Store,
         migrate::{self, Identity},
     },
     stream::{self, Producer, Redis, breaker::Breakers, consumer::Claims, due::Due},
@@ -196,7 +196,7 @@ async fn run(
     };
     let (stream, producer) = Producer::new(common.keys.clone(), config.stream.unsent_max, metrics.clone());
     let keeper_stop = watch::Sender::new(false);
-    let background = background(&common, &store, &stream, roles, &keeper_stop)?;
+    let background = background::start(&common, &store, &stream, roles, &keeper_stop)?;
 
     // The producer runs beside the batcher where there is one.
     let (api_stop, dispatch_stop) = (watch::Sender::new(false), watch::Sender::new(false));
@@ -249,52 +249,6 @@ async fn run(
     }
     tracing::info!(seconds = start.elapsed().as_secs_f32(), "stopped");
     fault.map_or(Ok(()), Err)
-}
-
-/// Beats, marks, the sweep and the upkeep.
-fn background(
-    common: &Common,
-    store: &Store,
-    stream: &stream::Handle,
-    roles: Roles,
-    stop: &watch::Sender<bool>,
-) -> Result<Vec<tokio::task::JoinHandle<()>>, Error> {
-    let (config, metrics) = (&common.config, &common.metrics);
-    let keeper = Keeper {
-        link: Link::new(store.address().clone(), BEAT_PATIENCE),
-        store: store.clone(),
-        stream: stream.clone(),
-        me: common.instance,
-        roles: roles.name(),
-        dead_after_beats: config.recover.dead_after_beats,
-        metrics: metrics.clone(),
-    };
-    let patience = Duration::from_secs(30);
-    let link = || Link::new(store.address().clone(), patience);
-    let sweep = Sweep {
-        store: store.clone(),
-        lock: link(),
-        claims: Claims::new(common.redis.commands()?, common.keys.clone(), "sweep".to_owned()),
-        due: Due::new(common.redis.commands()?, common.keys.clone(), config.retry.due_max),
-        after: config.recover.sweep_after,
-        every: config.recover.sweep_every,
-        expiry: Policy::new(&config.retry, config.deliver.timeout).expiry(),
-        metrics: metrics.clone(),
-    };
-    let upkeep = Upkeep {
-        store: store.clone(),
-        lock: link(),
-        every: config.recover.sweep_every,
-        disable_after: config.webhooks.disable_after,
-        metrics: metrics.clone(),
-    };
-    let every = config.ingest.mark_flush;
-    Ok(vec![
-        tokio::spawn(keeper.run(stop.subscribe())),
-        tokio::spawn(sweep.run(stop.subscribe())),
-        tokio::spawn(upkeep.run(stop.subscribe())),
-        tokio::spawn(marks::run(stream.clone(), link(), common.instance, every, stop.subscribe())),
-    ])
 }
 
 /// A role that serves.
@@ -398,6 +352,7 @@ impl Api {
             due: Due::new(common.redis.commands()?, common.keys.clone(), config.retry.due_max),
             claims: Claims::new(common.redis.commands()?, common.keys.clone(), "api".to_owned()),
             breakers: Breakers::new(common.redis.commands()?, common.keys.clone()),
+            tests: http::TestCalls::new(config, metrics.clone())?,
             expiry_ms: i64::try_from(expiry.as_millis()).unwrap_or(i64::MAX),
             metrics: metrics.clone(),
         };

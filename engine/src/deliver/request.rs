@@ -8,7 +8,7 @@ use hyper::{
 };
 
 use super::sign::Signer;
-use crate::model::{Event, Timestamp, Try, Webhook};
+use crate::model::{Event, EventId, Timestamp, Try, Webhook};
 
 const AGENT: &str = concat!("EventPulse/", env!("CARGO_PKG_VERSION"));
 
@@ -45,8 +45,24 @@ impl Target {
 
     /// The request of one attempt, signed for `now`.
     pub fn request(&self, event: &Event, tried: Try, now: Timestamp) -> Request<Full<Bytes>> {
+        self.signed(&self.delivery_id(event), event, tried, now)
+    }
+
+    /// The request of a test: an event that stands nowhere, under an id that no delivery has.
+    pub fn test_request(&self, now: Timestamp) -> Request<Full<Bytes>> {
+        let payload = format!("{{\"message\":\"a test from EventPulse\",\"time\":\"{now}\"}}");
+        let event = Event {
+            id: EventId(0),
+            account: self.webhook.account,
+            kind: "eventpulse.test".into(),
+            payload: payload.into(),
+            created_at: now,
+        };
+        self.signed(&format!("test_{}_{}", now.0, self.webhook.id), &event, Try::FIRST, now)
+    }
+
+    fn signed(&self, id: &str, event: &Event, tried: Try, now: Timestamp) -> Request<Full<Bytes>> {
         let body = envelope(event);
-        let id = self.delivery_id(event);
         let timestamp = now.seconds().to_string();
         let mut request = Request::new(Full::new(body.clone()));
         *request.method_mut() = hyper::Method::POST;
@@ -64,9 +80,9 @@ impl Target {
         set("x-eventpulse-event-id", &event.id.to_string());
         set("x-eventpulse-event-type", &event.kind);
         set("x-eventpulse-attempt", &tried.attempt.to_string());
-        set("webhook-signature", &self.signer.standard(&id, &timestamp, &body));
+        set("webhook-signature", &self.signer.standard(id, &timestamp, &body));
         set("webhook-timestamp", &timestamp);
-        set("webhook-id", &id);
+        set("webhook-id", id);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
         request
@@ -83,7 +99,7 @@ pub fn envelope(event: &Event) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{AccountId, EventId, State, WebhookId};
+    use crate::model::{AccountId, State, WebhookId};
 
     fn event(kind: &str, payload: &'static [u8]) -> Event {
         Event {

@@ -89,6 +89,22 @@ impl ApiError {
         ApiError::bad("broken_body", "the body ended early").closing()
     }
 
+    pub(super) fn too_many_tests() -> ApiError {
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too_many_tests",
+            "this process makes as many tests as it may; try again after a while",
+        )
+    }
+
+    pub(super) fn too_many_of_your_tests() -> ApiError {
+        ApiError::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too_many_tests",
+            "as many tests of this account run as may; wait for one of them",
+        )
+    }
+
     pub(super) fn unavailable() -> ApiError {
         ApiError::new(
             StatusCode::SERVICE_UNAVAILABLE,

@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 use super::{
     ApiError, Connection, Service, body, deliveries, dlq, events, manage,
     reply::{self, Body},
-    resend, webhooks, whole,
+    resend, test_event, webhooks, whole,
 };
 use crate::{
     config::Config,
@@ -39,6 +39,8 @@ pub struct Gateway {
     pub claims: Claims,
     /// Likewise, to say which are open.
     pub breakers: Breakers,
+    /// Calls that an account asks for, to try its endpoint.
+    pub tests: test_event::TestCalls,
     pub expiry_ms: i64,
     pub metrics: Arc<Metrics>,
 }
@@ -86,7 +88,11 @@ impl Gateway {
         connection: &Connection,
         request: &mut Request<Incoming>,
     ) -> Result<Response<Body>, ApiError> {
-        let routed = tokio::time::timeout(self.patience(), self.route(connection, request)).await;
+        let mut patience = self.patience();
+        if request.uri().path().ends_with("/test") {
+            patience += self.tests.patience();
+        }
+        let routed = tokio::time::timeout(patience, self.route(connection, request)).await;
         routed.unwrap_or_else(|_| Err(ApiError::unavailable()))
     }
 
@@ -119,12 +125,14 @@ impl Gateway {
             ["webhooks", id] if get => manage::show(self, request, id).await,
             ["webhooks", id] if request.method() == Method::PATCH => manage::change(self, request, id).await,
             ["webhooks", id] if request.method() == Method::DELETE => manage::delete(self, request, id).await,
+            ["webhooks", id, "test"] if post => test_event::test(self, request, id).await,
             ["health"] if get => Ok(reply::health("api-gateway")),
             ["metrics"] if get => Ok(reply::metrics(&self.metrics)),
             ["send-event" | "send-events" | "register-webhook"]
             | ["dlq", "retry"]
             | ["dlq", _, "retry"]
-            | ["events", _, "resend"] => Err(ApiError::method("POST")),
+            | ["events", _, "resend"]
+            | ["webhooks", _, "test"] => Err(ApiError::method("POST")),
             ["webhooks", _] => Err(ApiError::method("GET, PATCH, DELETE")),
             ["events" | "dlq" | "webhooks" | "health" | "metrics"]
             | ["events", _]

@@ -9,12 +9,19 @@ use super::{
     settings,
 };
 use crate::{
-    model::WebhookId,
-    store::manage::{Change, Shown},
+    model::{EventId, WebhookId},
+    store::{
+        manage::{Change, Shown},
+        progress::AttemptRow,
+    },
 };
 
 /// Deliveries counted for one webhook: a number that is there at once rather than the exact one.
 const COUNT_MAX: i64 = 10_000;
+
+/// Attempts shown with one webhook, and of how many of its account's newest events they may be.
+const OUTCOMES: i64 = 10;
+const OUTCOME_EVENTS_MAX: i64 = 1000;
 
 fn write(webhook: &Shown) -> Value {
     let names = webhook.headers.iter().step_by(2).map(|name| (name.clone(), Value::Null));
@@ -42,6 +49,18 @@ fn write(webhook: &Shown) -> Value {
     })
 }
 
+fn outcome((event, attempt): &(EventId, AttemptRow)) -> Value {
+    json!({
+        "eventId": event,
+        "attempt": attempt.attempt,
+        "status": attempt.status,
+        "responseCode": attempt.code,
+        "reasonCode": attempt.reason_code,
+        "durationMs": attempt.duration_ms,
+        "createdAt": attempt.created_at,
+    })
+}
+
 fn answer(body: &Value) -> Response<Body> {
     reply::json(StatusCode::OK, body.to_string().into())
 }
@@ -64,6 +83,7 @@ pub(super) async fn show(
     let found = gateway.store.webhook(owner.account, id).await?;
     let webhook = found.ok_or_else(|| ApiError::not_found("webhook"))?;
     let (scheduled, shelved) = gateway.store.scheduled_for(id, COUNT_MAX).await?;
+    let outcomes = gateway.store.last_outcomes(owner.account, id, OUTCOME_EVENTS_MAX, OUTCOMES).await?;
     // Redis says which breakers are open; without it nobody knows.
     let open = gateway.breakers.clone().are_open(&[id]).await.ok().and_then(|open| open.first().copied());
     let mut body = write(&webhook);
@@ -74,6 +94,7 @@ pub(super) async fn show(
     };
     body["scheduled"] = scheduled.into();
     body["waitingForLane"] = shelved.into();
+    body["lastOutcomes"] = outcomes.iter().map(outcome).collect();
     Ok(answer(&json!({ "ok": true, "webhook": body })))
 }
 

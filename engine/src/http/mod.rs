@@ -17,6 +17,7 @@ mod reply;
 mod resend;
 mod server;
 mod settings;
+mod test_event;
 mod webhooks;
 mod whole;
 
@@ -24,7 +25,7 @@ use std::sync::Arc;
 
 use hyper::{Method, Request, Response, body::Incoming};
 
-pub use self::{connection::Connection, gateway::Gateway, server::Server};
+pub use self::{connection::Connection, gateway::Gateway, server::Server, test_event::TestCalls};
 use self::{error::ApiError, reply::Body};
 use crate::metrics::Metrics;
 

@@ -148,6 +148,16 @@ impl Store {
         Ok(rows.iter().map(webhook).collect())
     }
 
+    /// One webhook as dispatch needs it, if it is this account's; paused and disabled ones too.
+    pub async fn webhook_to_call(&self, account: AccountId, id: WebhookId) -> Result<Option<Webhook>, Error> {
+        let client = self.client().await?;
+        let sql = format!(
+            "SELECT {COLUMNS} FROM webhooks WHERE account_id = $1 AND id = $2 AND state <> 'deleted'"
+        );
+        let row = client.query_opt(&client.prepare_cached(&sql).await?, &[&account, &id]).await?;
+        Ok(row.as_ref().map(webhook))
+    }
+
     /// The configuration in which each of these accounts changed last.
     pub async fn versions_of(&self, accounts: &[AccountId]) -> Result<HashMap<AccountId, i64>, Error> {
         let client = self.client().await?;

@@ -16,5 +16,6 @@ mod process;
 mod settle;
 mod shared_work;
 mod sockets;
+mod test_event;
 mod volume;
 mod webhooks;

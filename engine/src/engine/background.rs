@@ -1,0 +1,64 @@
+//! What runs beside the roles, on a thread of its own: beats, marks, the sweep and the upkeep.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::{BEAT_PATIENCE, Common, Error};
+use crate::{
+    config::Roles,
+    ingest::marks,
+    recover::{sweep::Sweep, takeover::Keeper, upkeep::Upkeep},
+    retry::schedule::Policy,
+    store::{Link, Store},
+    stream::{self, consumer::Claims, due::Due},
+};
+
+/// Starts all of it in the current runtime.
+///
+/// # Errors
+/// When the Redis URL cannot be used.
+pub(super) fn start(
+    common: &Common,
+    store: &Store,
+    stream: &stream::Handle,
+    roles: Roles,
+    stop: &watch::Sender<bool>,
+) -> Result<Vec<tokio::task::JoinHandle<()>>, Error> {
+    let (config, metrics) = (&common.config, &common.metrics);
+    let keeper = Keeper {
+        link: Link::new(store.address().clone(), BEAT_PATIENCE),
+        store: store.clone(),
+        stream: stream.clone(),
+        me: common.instance,
+        roles: roles.name(),
+        dead_after_beats: config.recover.dead_after_beats,
+        metrics: metrics.clone(),
+    };
+    let patience = Duration::from_secs(30);
+    let link = || Link::new(store.address().clone(), patience);
+    let sweep = Sweep {
+        store: store.clone(),
+        lock: link(),
+        claims: Claims::new(common.redis.commands()?, common.keys.clone(), "sweep".to_owned()),
+        due: Due::new(common.redis.commands()?, common.keys.clone(), config.retry.due_max),
+        after: config.recover.sweep_after,
+        every: config.recover.sweep_every,
+        expiry: Policy::new(&config.retry, config.deliver.timeout).expiry(),
+        metrics: metrics.clone(),
+    };
+    let upkeep = Upkeep {
+        store: store.clone(),
+        lock: link(),
+        every: config.recover.sweep_every,
+        disable_after: config.webhooks.disable_after,
+        metrics: metrics.clone(),
+    };
+    let every = config.ingest.mark_flush;
+    Ok(vec![
+        tokio::spawn(keeper.run(stop.subscribe())),
+        tokio::spawn(sweep.run(stop.subscribe())),
+        tokio::spawn(upkeep.run(stop.subscribe())),
+        tokio::spawn(marks::run(stream.clone(), link(), common.instance, every, stop.subscribe())),
+    ])
+}
