@@ -57,13 +57,13 @@ async fn endpoints_that_hang_leave_the_others_their_permits() {
         app.send(&healthy.key, "t", json!(n)).await;
     }
     received(&good, 20).await;
-    // Far more than fits is owed to those that hang, and none of it is held.
-    assert!(app.metric("eventpulse_dispatch_held") <= 64.0);
+    // Far more than fits is owed to those that hang, and none of it is held: first tries have their permits, retries theirs.
+    assert!(app.metric("eventpulse_dispatch_held") <= 64.0 + 16.0);
     for n in 0..20 {
         app.send(&healthy.key, "t", json!(n)).await;
     }
     received(&good, 40).await;
-    assert_eq!(bad.concurrency_max().min(64), bad.concurrency_max(), "no more in flight than may be held");
+    assert!(bad.concurrency_max() <= 64 + 16, "no more in flight than may be held");
     app.stop().await;
 }
 
