@@ -213,11 +213,9 @@ async fn run(
         None => None,
     };
     let dispatcher = if roles.dispatcher() {
-        let common = common.clone();
-        Some(
-            start("dispatcher", dispatch_stop.subscribe(), |stop, ready| run_dispatcher(common, stop, ready))
-                .await?,
-        )
+        let (common, stream) = (common.clone(), stream.clone());
+        let role = |stop, ready| run_dispatcher(common, stream, stop, ready);
+        Some(start("dispatcher", dispatch_stop.subscribe(), role).await?)
     } else {
         None
     };
@@ -376,7 +374,12 @@ impl Api {
     }
 }
 
-async fn run_dispatcher(common: Common, stop: watch::Receiver<bool>, ready: Ready) -> Result<(), Error> {
+async fn run_dispatcher(
+    common: Common,
+    stream: stream::Handle,
+    stop: watch::Receiver<bool>,
+    ready: Ready,
+) -> Result<(), Error> {
     let (config, metrics) = (common.config.clone(), common.metrics.clone());
     let port = config.http.dispatcher_port;
     let server = bind(&config, port, metrics::Gauge::noop()).await?;
@@ -386,6 +389,7 @@ async fn run_dispatcher(common: Common, stop: watch::Receiver<bool>, ready: Read
         store,
         redis: common.redis,
         keys: common.keys,
+        stream,
         instance: common.instance,
         ring: common.ring,
         metrics: metrics.clone(),

@@ -251,13 +251,20 @@ impl Webhook {
     pub fn eligible(&self, kind: &str, version: i64) -> bool {
         self.since <= version
             && self.until.is_none_or(|until| version < until)
-            && self.event_types.as_ref().is_none_or(|types| {
-                types.iter().any(|t| match t.strip_suffix(".*") {
+            && match &self.event_types {
+                // What the engine itself has to say is for those who ask for it.
+                None => !is_operational(kind),
+                Some(types) => types.iter().any(|t| match t.strip_suffix(".*") {
                     Some(prefix) => kind.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.')),
                     None => t == kind,
-                })
-            })
+                }),
+            }
     }
+}
+
+/// Whether an event of this type comes from the engine and not from a producer.
+pub fn is_operational(kind: &str) -> bool {
+    kind.starts_with("eventpulse.")
 }
 
 /// Which try of which delivery: rounds begin with a requeue from the dead letters, attempts count from 1.
@@ -341,5 +348,14 @@ mod tests {
             assert!(!w.eligible(kind, 1), "{kind}");
         }
         assert!(!webhook(Some(&[]), 0, None).eligible("x", 1));
+    }
+
+    #[test]
+    fn what_the_engine_says_goes_to_those_who_ask() {
+        let owed = |types| webhook(types, 0, None).eligible("eventpulse.webhook.disabled", 1);
+        for types in [&["eventpulse.webhook.disabled"], &["eventpulse.*"], &["eventpulse.webhook.*"]] {
+            assert!(owed(Some(types)), "{types:?}");
+        }
+        assert!(!owed(None) && !owed(Some(&["order.*"])));
     }
 }

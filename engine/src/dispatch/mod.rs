@@ -86,6 +86,9 @@ struct Context {
     kept: Kept,
     fence: Fence,
     opened: Opened,
+    /// Where events go that this dispatcher makes itself, and who owns them.
+    stream: stream::Handle,
+    instance: i64,
     /// Deliveries being made. A drain waits for these and for nothing else.
     workers: Mutex<JoinSet<()>>,
     first_budget: Budget,
@@ -109,6 +112,7 @@ pub struct Parts {
     pub store: Store,
     pub redis: Redis,
     pub keys: Keys,
+    pub stream: stream::Handle,
     /// This process's instance id, which names the consumer.
     pub instance: i64,
     pub ring: Option<Arc<Ring>>,
@@ -132,7 +136,7 @@ impl Dispatcher {
     /// # Errors
     /// When the Redis URL or a setting of the client cannot be used. An absent Redis is waited for.
     pub fn start(parts: Parts, stop: signal::Receiver<bool>) -> Result<Dispatcher, Error> {
-        let Parts { config, store, redis, keys, instance, ring, metrics } = parts;
+        let Parts { config, store, redis, keys, stream, instance, ring, metrics } = parts;
         let opened = Opened::default();
         let closing = opened.clone();
         let (recorder, recorder_loop) = Recorder::new(settle::Parts {
@@ -146,7 +150,15 @@ impl Dispatcher {
             metrics: metrics.clone(),
         });
         let breakers = Breakers::new(redis.commands()?, keys.clone());
-        let context = Context::new(&config, store.clone(), breakers, recorder, opened, metrics.clone())?;
+        let context = Context::new(
+            &config,
+            store.clone(),
+            breakers,
+            recorder,
+            opened,
+            (stream, instance),
+            metrics.clone(),
+        )?;
         let context = Arc::new(context);
         let consumer = format!("dispatcher-{instance}");
         let claims = Claims::new(redis.commands()?, keys.clone(), consumer.clone());
@@ -227,6 +239,7 @@ impl Context {
         breakers: Breakers,
         recorder: settle::Handle<Permit>,
         opened: Opened,
+        (stream, instance): (stream::Handle, i64),
         metrics: Arc<Metrics>,
     ) -> Result<Context, config::Error> {
         let (dispatch, deliver) = (&config.dispatch, &config.deliver);
@@ -257,6 +270,8 @@ impl Context {
             kept: Kept { success: deliver.success_bytes_kept, failure: deliver.failure_bytes_kept },
             fence: Fence::new(dispatch.dead_after),
             opened,
+            stream,
+            instance,
             workers: Mutex::new(JoinSet::new()),
             first_budget: Budget::new(dispatch.held_max, dispatch.held_bytes_max),
             retry_budget: Budget::new(dispatch.retries_held_max, dispatch.held_bytes_max / 4),

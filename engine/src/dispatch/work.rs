@@ -13,7 +13,7 @@ use crate::{
     deliver::{Verdict, outcome},
     lane::{Admission, Kind, Lane, Outcome, Why},
     metrics::Metrics,
-    model::{AccountId, Key, State, Timestamp, Try},
+    model::{AccountId, Key, State, Timestamp, Try, is_operational},
     retry::schedule,
     settle::Item,
     store::{
@@ -98,8 +98,12 @@ async fn worker(context: Arc<Context>, lane: Arc<Lane<Delivery>>, first: Deliver
             tokio::time::sleep(wait).await;
         }
         let begun = Instant::now();
+        // Telling that a webhook is disabled must not disable the next.
+        let counts = !is_operational(&delivery.event.kind);
         let outcome = deliver(&context, delivery).await;
-        lane.note_health(outcome);
+        if counts || outcome == Outcome::Delivered {
+            lane.note_health(outcome);
+        }
         let after = lane.done(outcome, begun.elapsed());
         if let Some(more) = after.more {
             start(&context, &lane, more);
@@ -329,9 +333,13 @@ fn record(context: &Context, delivery: &Delivery, verdict: Verdict, disabled: bo
 /// Returns whether that is done.
 async fn disable(context: &Context, delivery: &Delivery) -> bool {
     let webhook = delivery.target.webhook.id;
-    match context.store.disable_webhook(webhook, Cause::Gone).await {
+    match context.store.disable_webhook(webhook, Cause::Gone, context.instance).await {
         Ok(done) => {
-            if done {
+            if let Some(told) = done {
+                // One that does not fit waits in Postgres, as every batch does.
+                if let Some(span) = told {
+                    context.stream.send(span, false);
+                }
                 context.metrics.webhooks.disabled_gone.increment(1);
                 tracing::info!(%webhook, "webhook disabled: its endpoint answered 410 Gone");
             }

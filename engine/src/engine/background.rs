@@ -50,6 +50,8 @@ pub(super) fn start(
     let upkeep = Upkeep {
         store: store.clone(),
         lock: link(),
+        stream: stream.clone(),
+        me: common.instance,
         every: config.recover.sweep_every,
         disable_after: config.webhooks.disable_after,
         metrics: metrics.clone(),

@@ -9,6 +9,8 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
+use crate::model::is_operational;
+
 /// Bytes of an event type. It travels in a header and stands in an index-sized column.
 const TYPE_BYTES_MAX: usize = 256;
 
@@ -160,6 +162,12 @@ fn kind(raw: Option<&RawValue>) -> Result<Cow<'_, str>, Invalid> {
     if kind.chars().any(char::is_control) {
         return Err(invalid("invalid_type", "`type` must not hold control characters"));
     }
+    if is_operational(&kind) {
+        return Err(invalid(
+            "invalid_type",
+            "`type` must not begin with `eventpulse.`, which is the engine's own",
+        ));
+    }
     Ok(kind)
 }
 
@@ -231,6 +239,7 @@ mod tests {
             ("{\"type\":\"a\\u0000\",\"payload\":1}", "invalid_type"),
             ("{\"type\":\"a\\nb\",\"payload\":1}", "invalid_type"),
             ("{\"type\":\"\\ud800\",\"payload\":1}", "invalid_type"),
+            ("{\"type\":\"eventpulse.webhook.disabled\",\"payload\":1}", "invalid_type"),
             ("{\"type\":\"a\"}", "missing_payload"),
             ("{\"type\":\"a\",\"type\":\"b\",\"payload\":1}", "duplicate_field"),
             ("{\"type\":\"a\",\"payload\":1,\"payload\":2}", "duplicate_field"),

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use crate::{
     metrics::Metrics,
     store::{Error, Link, Store, failing::Cause},
+    stream,
 };
 
 /// What the upkeep needs.
@@ -14,6 +15,8 @@ pub struct Upkeep {
     pub store: Store,
     /// Holds the advisory lock that makes one process do it.
     pub lock: Link,
+    pub stream: stream::Handle,
+    pub me: i64,
     pub every: Duration,
     /// Zero for never.
     pub disable_after: Duration,
@@ -50,7 +53,12 @@ impl Upkeep {
         }
         let after_ms = ms(self.disable_after);
         for webhook in self.store.failing_webhooks(after_ms).await? {
-            if self.store.disable_webhook(webhook, Cause::Failing { after_ms }).await? {
+            let cause = Cause::Failing { after_ms };
+            if let Some(told) = self.store.disable_webhook(webhook, cause, self.me).await? {
+                // One that does not fit waits in Postgres, as every batch does.
+                if let Some(span) = told {
+                    self.stream.send(span, false);
+                }
                 self.metrics.webhooks.disabled_failing.increment(1);
                 tracing::info!(%webhook, "webhook disabled: nothing but failures came from it");
             }
