@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::{
     Context, Delivery, Permit,
     budget::{Ask, Bytes, Refusal},
+    parking,
     registry::Webhooks,
     work,
 };
@@ -181,7 +182,7 @@ impl Intake {
         stop: &mut watch::Receiver<bool>,
     ) -> bool {
         let context = &self.context;
-        let open = Arc::new(Open::new(entry.id.clone(), entry.span.first.0));
+        let open = Arc::new(Open::new(entry.id.clone(), entry.span.first.0, term));
         let Owed { batch, accounts } = owed;
         let missing = usize::try_from(entry.span.n).unwrap_or(0).saturating_sub(batch.events.len());
         context.metrics.dispatch.orphans.increment(missing as u64);
@@ -194,12 +195,17 @@ impl Intake {
                 if settled.contains(&(event.id, target.webhook.id)) {
                     continue;
                 }
-                let (busy, slow) = context.lanes.of(target.webhook.id).load();
-                let ask = Ask { account: event.account, busy, slow };
+                let load = context.lanes.of(target.webhook.id).load();
+                open.add();
+                if context.deferred.waits_for(target.webhook.id)
+                    && context.defer(target, load, &event, &open)
+                {
+                    continue;
+                }
+                let ask = Ask { account: event.account, busy: load.busy, slow: load.slow };
                 let Some(permit) = self.permit(&event, ask, &mut bytes, stop).await else {
                     return false;
                 };
-                open.add();
                 let delivery = Delivery {
                     event: event.clone(),
                     target: target.clone(),
@@ -213,7 +219,7 @@ impl Intake {
                 if delivery.permit.is_some() {
                     work::admit(context, delivery).await;
                 } else {
-                    work::turn_away(context, delivery).await;
+                    parking::turn_away(context, delivery).await;
                 }
             }
             unmatched += u64::from(!matched);

@@ -5,10 +5,12 @@
 //! leaves entries pending and members leased; others take both over and compare them with Postgres first.
 
 mod budget;
+mod deferred;
 mod fence;
 mod health;
 mod intake;
 mod opened;
+mod parking;
 mod registry;
 mod retries;
 mod shelf;
@@ -30,6 +32,7 @@ use tokio::{
 pub use self::registry::Registry;
 use self::{
     budget::{Budget, Permit},
+    deferred::Deferred,
     fence::Fence,
     intake::Intake,
     opened::Opened,
@@ -86,6 +89,7 @@ struct Context {
     kept: Kept,
     fence: Fence,
     opened: Opened,
+    deferred: Deferred,
     /// Where events go that this dispatcher makes itself, and who owns them.
     stream: stream::Handle,
     instance: i64,
@@ -170,6 +174,7 @@ impl Dispatcher {
             tokio::spawn(watch::claims(intake, claims.clone(), stop.clone())),
             tokio::spawn(watch::lanes(context.clone(), stop.clone())),
             tokio::spawn(watch::registry(context.clone(), stop.clone())),
+            tokio::spawn(deferred::run(context.clone(), stop.clone())),
             tokio::spawn(health::run(context.clone(), stop.clone())),
             tokio::spawn(shelf::run(context.clone(), due.clone(), stop.clone())),
             tokio::spawn(retries::run(context.clone(), due.clone(), stop.clone())),
@@ -270,6 +275,7 @@ impl Context {
             kept: Kept { success: deliver.success_bytes_kept, failure: deliver.failure_bytes_kept },
             fence: Fence::new(dispatch.dead_after),
             opened,
+            deferred: Deferred::new(config.lane.deferred_max),
             stream,
             instance,
             workers: Mutex::new(JoinSet::new()),

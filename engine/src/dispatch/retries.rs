@@ -130,8 +130,8 @@ async fn take(
         work::admit(context, delivery).await;
         return Ok(None);
     }
-    let (busy, slow) = lane.load();
-    let ask = Ask { account: delivery.event.account, busy, slow };
+    let load = lane.load();
+    let ask = Ask { account: delivery.event.account, busy: load.busy, slow: load.slow };
     match context.retry_budget.try_permit(ask, delivery.event.payload.len(), &mut Bytes::default()) {
         Ok(permit) => delivery.permit = Some(permit),
         // It is leased and stands in the schedule: there it may as well wait.
@@ -157,7 +157,7 @@ impl Context {
             found = self.registry.webhook(event.account, row.key.1).await?;
         }
         let Some(target) = found else {
-            work::webhook_gone(self, event.account, row.key, row.tried).await;
+            work::webhook_gone(self, event.account, row.key, row.tried, None).await;
             return Ok(None);
         };
         let delivery = Delivery {

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{Context, intake::Intake, work};
+use super::{Context, deferred, intake::Intake, parking};
 use crate::stream::consumer::Claims;
 
 /// Between looks at the lanes' queues: a quarter second late is late enough for a hold of seconds.
@@ -84,13 +84,15 @@ pub(super) async fn claims(intake: Intake, mut claims: Claims, mut stop: watch::
 pub(super) async fn lanes(context: Arc<Context>, mut stop: watch::Receiver<bool>) {
     while pause(LANES, &mut stop).await {
         for (_, lane) in context.lanes.all() {
-            for turned_away in lane.overdue() {
-                work::place(&context, &lane, turned_away).await;
+            for delivery in lane.overdue() {
+                parking::turn_away(&context, delivery).await;
             }
         }
+        deferred::turn_out(&context).await;
         let totals = context.lanes.tidy();
         context.metrics.lane.open.set(totals.lanes as f64);
         context.metrics.lane.queued.set(totals.queued as f64);
+        context.metrics.lane.waiting.set(context.deferred.len() as f64);
         context.metrics.lane.slow.set(totals.slow as f64);
         context.metrics.lane.breakers_open.set(totals.open as f64);
         context

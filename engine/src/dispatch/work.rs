@@ -8,17 +8,21 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Context, Delivery, shelf};
+use super::{
+    Context, Delivery,
+    parking::{later, park, shelve, turn_away},
+    shelf,
+};
 use crate::{
     deliver::{Verdict, outcome},
-    lane::{Admission, Kind, Lane, Outcome, Why},
+    lane::{Admission, Kind, Lane, Outcome},
     metrics::Metrics,
     model::{AccountId, Key, State, Timestamp, Try, is_operational},
     retry::schedule,
-    settle::Item,
+    settle::{Item, Open},
     store::{
         failing::Cause,
-        settle::{Attempt, Later, Record, SHELVED, Status},
+        settle::{Attempt, Record, Status},
     },
 };
 
@@ -46,36 +50,13 @@ pub(super) async fn admit(context: &Arc<Context>, delivery: Delivery) {
     let lane = context.lanes.of(delivery.target.webhook.id);
     let kind = if delivery.was_scheduled { Kind::Retry } else { Kind::First };
     let allowed = context.allowed(&delivery.target.webhook.own);
-    let admission = lane.admit(delivery, kind, allowed);
-    place(context, &lane, admission).await;
-}
-
-/// Puts a delivery without a permit where its lane says.
-pub(super) async fn turn_away(context: &Arc<Context>, delivery: Delivery) {
-    let lane = context.lanes.of(delivery.target.webhook.id);
-    let admission = lane.turn_away(delivery);
-    place(context, &lane, admission).await;
-}
-
-pub(super) async fn place(
-    context: &Arc<Context>,
-    lane: &Arc<Lane<Delivery>>,
-    admission: Admission<Delivery>,
-) {
-    match admission {
-        Admission::Start(delivery) => start(context, lane, delivery),
+    match lane.admit(delivery, kind, allowed) {
+        Admission::Start(delivery) => start(context, &lane, delivery),
         Admission::Queued => {}
-        Admission::Full(delivery, wait) => {
-            context.metrics.lane.parked_full.increment(1);
-            park(context, delivery, wait, "parked").await;
-        }
-        Admission::Shelve(delivery, Why::Breaker) => {
+        Admission::Full(delivery) => turn_away(context, delivery).await,
+        Admission::Shelve(delivery) => {
             context.metrics.lane.shelved_breaker.increment(1);
             shelve(context, delivery, "breaker").await;
-        }
-        Admission::Shelve(delivery, Why::Backlog) => {
-            context.metrics.lane.shelved_backlog.increment(1);
-            shelve(context, delivery, "backlog").await;
         }
     }
 }
@@ -179,38 +160,19 @@ fn meaning(verdict: &Verdict) -> Outcome {
 async fn release_entry(context: &Context, delivery: &mut Delivery, timeout: Duration) {
     context.metrics.lane.parked_held.increment(1);
     let mut record = blank(delivery);
-    record.later = Some(later(context, delivery, delivery.tried.attempt, timeout + MARGIN, "in_flight"));
+    let own = &delivery.target.webhook.own;
+    record.later =
+        Some(later(context, own, &record, delivery.tried.attempt, timeout + MARGIN, "in_flight"));
     context.recorder.settle(Item { record: Some(record), entry: delivery.entry.take(), permit: None }).await;
     delivery.was_scheduled = true;
     delivery.permit = delivery.permit.take().map(|permit| context.first_budget.slow_down(permit));
 }
 
 /// Forgets a delivery that is not ours to make any more. Its entry must not be acked by us.
-fn abandon(context: &Context, delivery: Delivery) {
+pub(super) fn abandon(context: &Context, delivery: Delivery) {
     if let Some(entry) = &delivery.entry {
         context.opened.remove(&entry.id);
     }
-}
-
-/// Puts a delivery into the schedule without an attempt.
-pub(super) async fn park(context: &Context, delivery: Delivery, wait: Duration, reason: &'static str) {
-    if !context.fence.holds(delivery.term) {
-        return abandon(context, delivery);
-    }
-    let mut record = blank(&delivery);
-    record.later = Some(later(context, &delivery, delivery.tried.attempt, wait, reason));
-    context
-        .recorder
-        .settle(Item { record: Some(record), entry: delivery.entry, permit: delivery.permit })
-        .await;
-}
-
-/// Puts a delivery into the schedule without a time: it waits for its lane's word, and holds nothing meanwhile.
-async fn shelve(context: &Context, delivery: Delivery, reason: &'static str) {
-    let terms = context.policy.of(&delivery.target.webhook.own);
-    // Behind a breaker no time goes into calls.
-    let wait = if reason == "breaker" { terms.patience() } else { terms.expiry() };
-    park(context, delivery, wait, reason).await;
 }
 
 /// Ends a delivery as a dead letter without a call.
@@ -225,21 +187,20 @@ pub(super) async fn dead_without_call(
     context.recorder.settle(item).await;
 }
 
-/// Ends a scheduled delivery whose webhook is not there, or has a URL that cannot be read.
-pub(super) async fn webhook_gone(context: &Context, account: AccountId, key: Key, tried: Try) {
-    let (event, webhook) = key;
-    let blank = Record {
-        event,
-        webhook,
-        account,
-        tried,
-        was_scheduled: true,
-        attempt: None,
-        later: None,
-        dead: None,
-    };
-    let record = buried(blank, "webhook_gone", "the webhook is not there any more");
-    context.recorder.settle(Item { record: Some(record), entry: None, permit: None }).await;
+/// Ends a delivery, whose webhook is not there or has a URL that cannot be read. Without an entry it comes from the schedule.
+pub(super) async fn webhook_gone(
+    context: &Context,
+    account: AccountId,
+    key: Key,
+    tried: Try,
+    entry: Option<Arc<Open>>,
+) {
+    let record = buried(
+        nothing_yet(account, key, tried, entry.is_none()),
+        "webhook_gone",
+        "the webhook is not there any more",
+    );
+    context.recorder.settle(Item { record: Some(record), entry, permit: None }).await;
 }
 
 fn buried(mut record: Record, code: &'static str, reason: &str) -> Record {
@@ -255,40 +216,19 @@ fn buried(mut record: Record, code: &'static str, reason: &str) -> Record {
     record
 }
 
-fn blank(delivery: &Delivery) -> Record {
-    Record {
-        event: delivery.event.id,
-        webhook: delivery.target.webhook.id,
-        account: delivery.event.account,
-        tried: delivery.tried,
-        was_scheduled: delivery.was_scheduled,
-        attempt: None,
-        later: None,
-        dead: None,
-    }
+pub(super) fn blank(delivery: &Delivery) -> Record {
+    let key = (delivery.event.id, delivery.target.webhook.id);
+    nothing_yet(delivery.event.account, key, delivery.tried, delivery.was_scheduled)
 }
 
-fn later(
-    context: &Context,
-    delivery: &Delivery,
-    next_attempt: i16,
-    wait: Duration,
-    reason: &'static str,
-) -> Later {
-    let ms = |d: Duration| i64::try_from(d.as_millis()).unwrap_or(i64::MAX);
-    // A retry that is promised is made; what is shelved goes when its time is up.
-    let expiry = if SHELVED.contains(&reason) {
-        wait
-    } else {
-        context.policy.of(&delivery.target.webhook.own).expiry().max(wait + Duration::from_secs(10))
-    };
-    Later {
-        next_attempt,
-        delay_ms: ms(wait),
-        expires_ms: ms(expiry),
-        reason,
-        existing: delivery.was_scheduled,
-    }
+/// A record that says nothing.
+pub(super) fn nothing_yet(
+    account: AccountId,
+    (event, webhook): Key,
+    tried: Try,
+    was_scheduled: bool,
+) -> Record {
+    Record { event, webhook, account, tried, was_scheduled, attempt: None, later: None, dead: None }
 }
 
 /// What to write for a verdict.
@@ -313,7 +253,8 @@ fn record(context: &Context, delivery: &Delivery, verdict: Verdict, disabled: bo
             match context.policy.of(&delivery.target.webhook.own).wait(tries, after, schedule::random()) {
                 Some(wait) => {
                     deliver.retried.increment(1);
-                    record.later = Some(later(context, delivery, tries + 1, wait, "retry"));
+                    let own = &delivery.target.webhook.own;
+                    record.later = Some(later(context, own, &record, tries + 1, wait, "retry"));
                 }
                 None => {
                     deliver.dead.increment(1);

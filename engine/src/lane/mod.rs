@@ -14,6 +14,7 @@ mod rate;
 #[cfg(test)]
 mod tests;
 mod window;
+mod words;
 
 use std::{
     collections::VecDeque,
@@ -28,6 +29,7 @@ pub use self::{
     breaker::{Change, Settings as BreakerSettings},
     health::Health,
     lanes::{Lanes, Totals},
+    words::{Admission, Allowed, Errand, Kind, Limits, Load, Next, Outcome, Overflow, Standing, Why},
 };
 
 /// A lane slower than this draws from the slow pool, and one with no outcome for so long while it has requests in
@@ -42,72 +44,6 @@ const PARKED_MAX: Duration = Duration::from_secs(30);
 
 /// Deliveries pulled from the shelf in one step.
 const PULL_MAX: usize = 500;
-
-/// Bounds of every lane.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    pub queue_max: usize,
-    /// Of the queue, how much retries may take: their permits are fewer, and one lane must not hold them all.
-    pub retries_max: usize,
-    /// Longest time in the queue.
-    pub hold: Duration,
-    pub idle: Duration,
-    pub breaker: BreakerSettings,
-}
-
-/// This process's part of a webhook's own limits.
-#[derive(Clone, Copy, Debug)]
-pub struct Allowed {
-    pub in_flight_max: usize,
-    /// Requests a second.
-    pub rate: Option<f64>,
-    /// Longest time between two probes: what waits behind the breaker must see several.
-    pub probe_max: Duration,
-}
-
-/// What became of a delivery, as far as its lane cares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    Delivered,
-    /// The endpoint answered, and did not want this one (400, 404, ...): it is not down.
-    Refused,
-    Failed,
-    TimedOut,
-    /// Nothing was sent.
-    Unknown,
-}
-
-/// Where a delivery went.
-#[derive(Debug)]
-pub enum Admission<T> {
-    /// It is to be handled now, by a new worker of this lane.
-    Start(T),
-    /// It waits for a worker.
-    Queued,
-    /// It does not fit: park it for this long.
-    Full(T, Duration),
-    /// It is to wait in the schedule for the lane's word.
-    Shelve(T, Why),
-}
-
-/// Why a delivery is shelved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
-    Breaker,
-    Backlog,
-}
-
-/// What a worker learns when its delivery is done.
-#[derive(Debug)]
-pub struct Next<T> {
-    /// For this worker; without one it ends.
-    pub next: Option<T>,
-    /// For a new worker, when the window has grown.
-    pub more: Option<T>,
-    pub change: Option<Change>,
-    /// What was queued when the breaker opened.
-    pub shelve: Vec<T>,
-}
 
 /// One webhook's queue. `T` is a delivery.
 pub struct Lane<T> {
@@ -132,32 +68,6 @@ struct Inner<T> {
     shelved: bool,
     pulling: bool,
     last_used: Instant,
-}
-
-/// Whether a delivery comes from the stream or from the schedule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    First,
-    Retry,
-}
-
-/// How a lane stands, for those who watch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
-    pub in_flight: usize,
-    pub in_flight_limit: usize,
-    pub queued: usize,
-    pub slow: bool,
-    pub open: bool,
-}
-
-/// What a lane wants done outside of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Errand {
-    /// Send one delivery although the breaker is open.
-    Probe,
-    /// Bring back what is shelved.
-    Pull,
 }
 
 impl<T> Lane<T> {
@@ -188,15 +98,20 @@ impl<T> Lane<T> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it has work in hand, and whether it is slow.
-    pub fn load(&self) -> (bool, bool) {
+    pub fn load(&self) -> Load {
         let inner = self.lock();
-        (inner.in_flight > 0 || !inner.queue.is_empty(), inner.is_slow(Instant::now()))
+        Load {
+            busy: inner.in_flight > 0 || !inner.queue.is_empty(),
+            slow: inner.is_slow(Instant::now()),
+            open: inner.breaker.is_open(),
+            queued: inner.queue.len(),
+            gap: inner.gap(),
+        }
     }
 
-    /// Where a delivery goes that there is no room for elsewhere.
-    pub fn turn_away(&self, item: T) -> Admission<T> {
-        self.lock().full(item, Instant::now())
+    /// Where one more delivery waits that there is no room for in memory.
+    pub fn overflow(&self) -> Overflow {
+        self.lock().overflow(Instant::now())
     }
 
     /// Takes a delivery in, or says where it goes instead.
@@ -208,7 +123,7 @@ impl<T> Lane<T> {
         if inner.breaker.is_open() {
             inner.shelved = true;
             inner.breaker.probe_within(allowed.probe_max, now);
-            return Admission::Shelve(item, Why::Breaker);
+            return Admission::Shelve(item);
         }
         if inner.in_flight < inner.in_flight_limit(&self.limits) && inner.queue.is_empty() {
             inner.begin(now);
@@ -216,7 +131,7 @@ impl<T> Lane<T> {
         }
         let retries_full = kind == Kind::Retry && inner.retries >= self.limits.retries_max;
         if inner.queue.len() >= inner.queue_limit(&self.limits, now) || retries_full {
-            return inner.full(item, now);
+            return Admission::Full(item);
         }
         inner.retries += usize::from(kind == Kind::Retry);
         inner.queue.push_back((item, kind, now));
@@ -274,16 +189,13 @@ impl<T> Lane<T> {
         self.telltale.put_back(health);
     }
 
-    /// Deliveries that have waited longer than the hold, each with where it goes.
-    pub fn overdue(&self) -> Vec<Admission<T>> {
+    /// Deliveries that have waited longer than the hold.
+    pub fn overdue(&self) -> Vec<T> {
         let now = Instant::now();
         let mut inner = self.lock();
         let mut found = Vec::new();
         while inner.queue.front().is_some_and(|(.., since)| now - *since > self.limits.hold) {
-            if let Some(item) = inner.pop() {
-                let turned_away = inner.full(item, now);
-                found.push(turned_away);
-            }
+            found.extend(inner.pop());
         }
         found
     }
@@ -398,16 +310,19 @@ impl<T> Inner<T> {
         self.queue.drain(..).map(|(item, ..)| item).collect()
     }
 
-    /// Where something goes that does not fit.
-    fn full(&mut self, item: T, now: Instant) -> Admission<T> {
-        let gap = self.pace.gap(self.window.limit(self.allowed.in_flight_max), self.allowed.rate);
-        let wait = self.pace.park(gap, self.queue.len(), now);
+    /// Seconds from one delivery to the next.
+    fn gap(&self) -> f64 {
+        self.pace.gap(self.window.limit(self.allowed.in_flight_max), self.allowed.rate)
+    }
+
+    fn overflow(&mut self, now: Instant) -> Overflow {
+        let wait = self.pace.park(self.gap(), self.queue.len(), now);
         if self.breaker.is_open() || wait > PARKED_MAX {
             self.shelved = true;
             let why = if self.breaker.is_open() { Why::Breaker } else { Why::Backlog };
-            return Admission::Shelve(item, why);
+            return Overflow::Shelve(why);
         }
-        Admission::Full(item, wait)
+        Overflow::Park(wait)
     }
 
     /// Of a lane with a rate limit no more than what it may send before the hold is over: a request that waits for its

@@ -32,11 +32,11 @@ async fn in_flight_then_queued_then_parked() {
     for n in 2..5 {
         assert!(matches!(lane.admit(n, Kind::First, ALLOWED), Admission::Queued));
     }
-    assert!(matches!(lane.admit(5, Kind::First, ALLOWED), Admission::Full(5, _)));
+    assert!(matches!(lane.admit(5, Kind::First, ALLOWED), Admission::Full(5)));
     assert_eq!(lane.done(Outcome::Delivered, QUICK).next, Some(2));
     assert!(matches!(lane.admit(6, Kind::Retry, ALLOWED), Admission::Queued));
     assert_eq!(lane.done(Outcome::Delivered, QUICK).next, Some(3));
-    assert!(matches!(lane.admit(7, Kind::Retry, ALLOWED), Admission::Full(7, _)), "retries have a share");
+    assert!(matches!(lane.admit(7, Kind::Retry, ALLOWED), Admission::Full(7)), "retries have a share");
     for n in [4, 6] {
         assert_eq!(lane.done(Outcome::Delivered, QUICK).next, Some(n));
     }
@@ -60,10 +60,10 @@ async fn the_window_grows_with_successes_and_shrinks_with_time_outs() {
     assert_eq!(lane.standing().in_flight, 5);
     let next = lane.done(Outcome::TimedOut, Duration::from_secs(15));
     assert!(next.next.is_none() && lane.standing().in_flight_limit == 2);
-    assert!(lane.load().1, "slow after a time-out");
+    assert!(lane.load().slow, "slow after a time-out");
     assert!(lane.standing().queued > 4, "what was queued before may stay for the hold");
     assert!(
-        matches!(lane.admit(99, Kind::First, allowed), Admission::Full(..) | Admission::Shelve(..)),
+        matches!(lane.admit(99, Kind::First, allowed), Admission::Full(99)),
         "a slow lane's queue is short"
     );
 }
@@ -72,11 +72,11 @@ async fn the_window_grows_with_successes_and_shrinks_with_time_outs() {
 async fn no_outcome_for_a_second_makes_a_lane_slow() {
     let lane = Lane::new(limits());
     lane.admit(1, Kind::First, ALLOWED);
-    assert_eq!(lane.load(), (true, false));
+    assert!(lane.load().busy && !lane.load().slow);
     tokio::time::advance(Duration::from_millis(1100)).await;
-    assert_eq!(lane.load(), (true, true));
+    assert!(lane.load().busy && lane.load().slow);
     lane.done(Outcome::Delivered, Duration::from_millis(1100));
-    assert_eq!(lane.load(), (false, false));
+    assert!(!lane.load().busy && !lane.load().slow);
 }
 
 #[tokio::test(start_paused = true)]
@@ -95,7 +95,7 @@ async fn an_open_breaker_shelves_everything_and_lets_one_probe_out() {
     let next = lane.done(Outcome::Failed, QUICK);
     assert_eq!((next.change, next.next, next.more), (Some(Change::Opened), None, None));
     assert_eq!(next.shelve, [9, 10]);
-    assert!(matches!(lane.admit(11, Kind::First, ALLOWED), Admission::Shelve(11, Why::Breaker)));
+    assert!(matches!(lane.admit(11, Kind::First, ALLOWED), Admission::Shelve(11)));
     assert_eq!((lane.errand(), lane.room()), (None, 0));
     tokio::time::advance(Duration::from_secs(1)).await;
     assert_eq!(lane.errand(), Some(Errand::Probe));
@@ -120,7 +120,7 @@ async fn what_may_wait_for_seconds_only_is_probed_for_within_them() {
         lane.begin_probe();
         lane.done(Outcome::Failed, QUICK);
     }
-    assert!(matches!(lane.admit(1, Kind::First, hasty), Admission::Shelve(1, Why::Breaker)));
+    assert!(matches!(lane.admit(1, Kind::First, hasty), Admission::Shelve(1)));
     tokio::time::advance(Duration::from_secs(2)).await;
     assert_eq!(lane.errand(), Some(Errand::Probe), "not after 16 seconds");
 }
@@ -132,17 +132,15 @@ async fn a_rate_limit_bounds_what_waits_in_memory() {
     assert!(matches!(lane.admit(0, Kind::First, allowed), Admission::Start(_)));
     assert!(matches!(lane.admit(1, Kind::First, allowed), Admission::Queued));
     assert!(matches!(lane.admit(2, Kind::First, allowed), Admission::Queued));
+    assert!(matches!(lane.admit(3, Kind::First, allowed), Admission::Full(3)));
     let waits: Vec<Duration> = (3..8)
-        .map(|n| match lane.admit(n, Kind::First, allowed) {
-            Admission::Full(_, wait) => wait,
-            other => panic!("{other:?}"),
+        .map(|_| match lane.overflow() {
+            Overflow::Park(wait) => wait,
+            Overflow::Shelve(why) => panic!("{why:?}"),
         })
         .collect();
     assert!(waits.windows(2).all(|w| (w[1] - w[0]).as_millis().abs_diff(500) < 5), "{waits:?}");
-    assert!(matches!(
-        (8..100).map(|n| lane.admit(n, Kind::First, allowed)).last(),
-        Some(Admission::Shelve(_, Why::Backlog))
-    ));
+    assert_eq!((8..100).map(|_| lane.overflow()).last(), Some(Overflow::Shelve(Why::Backlog)));
 }
 
 #[tokio::test(start_paused = true)]

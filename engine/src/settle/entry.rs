@@ -2,18 +2,23 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering::AcqRel};
 
+use tokio::time::Instant;
+
 /// Counts what keeps an entry from being acked. It begins with one for the fan-out itself, so that an entry
 /// is not acked before all of its deliveries are known.
 #[derive(Debug)]
 pub struct Open {
     pub id: String,
     pub first: i64,
+    /// The fence's term when it was read, and when that was.
+    pub term: u64,
+    pub since: Instant,
     left: AtomicUsize,
 }
 
 impl Open {
-    pub fn new(id: String, first: i64) -> Open {
-        Open { id, first, left: AtomicUsize::new(1) }
+    pub fn new(id: String, first: i64, term: u64) -> Open {
+        Open { id, first, term, since: Instant::now(), left: AtomicUsize::new(1) }
     }
 
     /// One delivery more.
@@ -33,7 +38,7 @@ mod tests {
 
     #[test]
     fn the_last_release_closes() {
-        let open = Open::new("1-0".into(), 1);
+        let open = Open::new("1-0".into(), 1, 1);
         open.add();
         assert!(!open.release());
         assert!(open.release());

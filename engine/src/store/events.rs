@@ -172,6 +172,16 @@ impl Store {
             .collect())
     }
 
+    /// Events by their ids, in any order. Those that are gone are missing.
+    pub async fn events_of(&self, ids: &[EventId]) -> Result<HashMap<EventId, Arc<Event>>, Error> {
+        let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
+        let client = self.client().await?;
+        let sql = "SELECT id, account_id, type, payload, created_at FROM events WHERE id = ANY ($1)";
+        let statement = client.prepare_cached(sql).await?;
+        let rows = client.query(&statement, &[&ids]).await?;
+        Ok(rows.iter().map(|row| (row.get(0), Arc::new(event(row)))).collect())
+    }
+
     /// Ids, accounts and types of a batch, without payloads, for the sweep.
     pub async fn outline(&self, span: Span) -> Result<Vec<(EventId, AccountId, String)>, Error> {
         let client = self.client().await?;
