@@ -318,8 +318,7 @@ fn overdue(context: &Context) -> Vec<(WebhookId, Vec<Waiting>)> {
     for webhook in webhooks {
         let load = context.lanes.of(webhook).load();
         let all = load.slow || load.open;
-        let taken =
-            inner.take(webhook, usize::MAX, |waiting| all || now - waiting.entry.since > WAIT_MAX);
+        let taken = inner.take(webhook, usize::MAX, |waiting| all || now - waiting.entry.since > WAIT_MAX);
         if !taken.is_empty() {
             out.push((webhook, taken));
         }

@@ -197,8 +197,7 @@ impl Intake {
                 }
                 let load = context.lanes.of(target.webhook.id).load();
                 open.add();
-                if context.deferred.waits_for(target.webhook.id)
-                    && context.defer(target, load, &event, &open)
+                if context.deferred.waits_for(target.webhook.id) && context.defer(target, load, &event, &open)
                 {
                     continue;
                 }

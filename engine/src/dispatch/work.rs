@@ -161,8 +161,7 @@ async fn release_entry(context: &Context, delivery: &mut Delivery, timeout: Dura
     context.metrics.lane.parked_held.increment(1);
     let mut record = blank(delivery);
     let own = &delivery.target.webhook.own;
-    record.later =
-        Some(later(context, own, &record, delivery.tried.attempt, timeout + MARGIN, "in_flight"));
+    record.later = Some(later(context, own, &record, delivery.tried.attempt, timeout + MARGIN, "in_flight"));
     context.recorder.settle(Item { record: Some(record), entry: delivery.entry.take(), permit: None }).await;
     delivery.was_scheduled = true;
     delivery.permit = delivery.permit.take().map(|permit| context.first_budget.slow_down(permit));

@@ -23,15 +23,6 @@ impl Limits {
     }
 }
 
-/// What an event of 300 bytes adds to a commit, with room: Postgres takes 4 to 6 us of processor time for it, and the
-/// same cores may be answering the batch before.
-const PER_EVENT: Duration = Duration::from_micros(8);
-
-/// When a commit of so many events has taken longer than its size explains.
-pub(super) fn slow_after(stagger: Duration, events: usize) -> Duration {
-    stagger + PER_EVENT.saturating_mul(u32::try_from(events).unwrap_or(u32::MAX))
-}
-
 /// Ids at hand: what is left of one block, and the block fetched ahead.
 #[derive(Debug)]
 pub(super) struct Ids<T> {

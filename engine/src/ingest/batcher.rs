@@ -2,8 +2,8 @@
 //! the batches grow by themselves, and without load nobody waits.
 //!
 //! One commit in flight is best where Postgres is near: a second only makes both batches smaller. Where a commit takes
-//! milliseconds, because the disk or the network does, one leaves Postgres idle and producers waiting. So another
-//! starts only when the last takes longer than its size explains (ADR 0004).
+//! milliseconds, because the disk or the network does, one leaves Postgres idle and producers waiting. [`stagger`](super::stagger)
+//! tells which it is.
 
 use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll, time::Duration};
 
@@ -11,9 +11,10 @@ use tokio::time::Instant;
 
 use super::{
     Commits, Pending, Queue,
-    batch::{Limits, slow_after},
+    batch::Limits,
     commit::{Accepted, Committer},
     queue::Item,
+    stagger::Stagger,
 };
 use crate::metrics::Metrics;
 
@@ -23,7 +24,7 @@ pub struct Batcher {
     pub commits: Commits,
     /// Commits in flight, at most; each has a connection.
     pub commits_max: usize,
-    /// A commit that takes longer, besides what its events explain, does not hold up the next.
+    /// Where no commit is quicker, besides what its events explain, none holds up the next for longer.
     pub stagger: Duration,
     pub batch_events_max: usize,
     pub batch_bytes_max: usize,
@@ -34,7 +35,11 @@ pub struct Batcher {
 type Done = (Committer, Vec<Accepted>);
 
 /// A commit under way.
-type Commit = Pin<Box<dyn Future<Output = Done> + Send>>;
+struct Commit {
+    future: Pin<Box<dyn Future<Output = Done> + Send>>,
+    begun: Instant,
+    events: usize,
+}
 
 impl Batcher {
     /// Runs until the queue is closed and empty, and all is committed.
@@ -44,6 +49,7 @@ impl Batcher {
         let mut idle = vec![Committer::new(self.commits.clone())];
         idle[0].warm().await;
         let mut in_flight: Vec<Commit> = Vec::with_capacity(self.commits_max);
+        let mut stagger = Stagger::new(self.stagger);
         let mut slow_at = Instant::now();
         let mut held: Option<Pending> = None;
         let mut accepted = Vec::new();
@@ -52,11 +58,11 @@ impl Batcher {
             let free = in_flight.len() < self.commits_max;
             if waits && (in_flight.is_empty() || free && Instant::now() >= slow_at) {
                 let group = self.gather(limits, &mut held);
-                slow_at = Instant::now() + slow_after(self.stagger, group.len());
+                let (begun, events) = (Instant::now(), group.len());
+                slow_at = begun + stagger.wait(events);
                 let committer = idle.pop().unwrap_or_else(|| Committer::new(self.commits.clone()));
-                if let Some((committer, groups)) =
-                    start(&mut in_flight, Box::pin(committer.commit(group))).await
-                {
+                let commit = Commit { future: Box::pin(committer.commit(group)), begun, events };
+                if let Some((committer, groups)) = start(&mut in_flight, commit).await {
                     idle.push(committer);
                     accepted.extend(groups);
                 }
@@ -71,7 +77,8 @@ impl Batcher {
             }
             tokio::select! {
                 biased;
-                (committer, groups) = next(&mut in_flight) => {
+                ((committer, groups), commit) = next(&mut in_flight) => {
+                    stagger.took(commit.begun.elapsed(), commit.events);
                     idle.push(committer);
                     accepted = groups;
                 }
@@ -103,7 +110,7 @@ impl Batcher {
 
 /// Begins a commit at once: what it sends is on its way when this returns. Gives back one that has ended already.
 async fn start(in_flight: &mut Vec<Commit>, mut commit: Commit) -> Option<Done> {
-    let first = poll_fn(|context| Poll::Ready(commit.as_mut().poll(context))).await;
+    let first = poll_fn(|context| Poll::Ready(commit.future.as_mut().poll(context))).await;
     match first {
         Poll::Ready(done) => Some(done),
         Poll::Pending => {
@@ -114,12 +121,11 @@ async fn start(in_flight: &mut Vec<Commit>, mut commit: Commit) -> Option<Done> 
 }
 
 /// The next commit to end; never, when there is none. A handful at most, so all of them are asked.
-async fn next(in_flight: &mut Vec<Commit>) -> Done {
+async fn next(in_flight: &mut Vec<Commit>) -> (Done, Commit) {
     poll_fn(|context| {
         for at in 0..in_flight.len() {
-            if let Poll::Ready(done) = in_flight[at].as_mut().poll(context) {
-                drop(in_flight.swap_remove(at));
-                return Poll::Ready(done);
+            if let Poll::Ready(done) = in_flight[at].future.as_mut().poll(context) {
+                return Poll::Ready((done, in_flight.swap_remove(at)));
             }
         }
         Poll::Pending

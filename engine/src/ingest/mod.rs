@@ -16,6 +16,7 @@ pub mod marks;
 mod parcel;
 mod queue;
 mod ring;
+mod stagger;
 
 use std::sync::Arc;
 
