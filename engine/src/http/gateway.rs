@@ -6,7 +6,7 @@ use hyper::{HeaderMap, Method, Request, Response, body::Incoming};
 use tokio::sync::Semaphore;
 
 use super::{
-    ApiError, Connection, Service, body, deliveries, dlq, events, manage,
+    ApiError, Connection, Service, body, deliveries, dlq, events, manage, replay,
     reply::{self, Body},
     resend, test_event, webhooks, whole,
 };
@@ -14,7 +14,8 @@ use crate::{
     config::Config,
     ingest::{Counter, Pending, Queue, Room, keys::Keys},
     metrics::Metrics,
-    model::AccountId,
+    model::{AccountId, Own},
+    retry::schedule::Policy,
     store::{
         Store,
         accounts::{KeyOwner, Scope},
@@ -42,6 +43,8 @@ pub struct Gateway {
     /// Calls that an account asks for, to try its endpoint.
     pub tests: test_event::TestCalls,
     pub expiry_ms: i64,
+    /// How long a new round may take.
+    pub policy: Policy,
     pub metrics: Arc<Metrics>,
 }
 
@@ -96,6 +99,11 @@ impl Gateway {
         routed.unwrap_or_else(|_| Err(ApiError::unavailable()))
     }
 
+    /// How long after now a delivery to a webhook is given up, in milliseconds.
+    pub(super) fn expiry_ms(&self, own: &Own) -> i64 {
+        i64::try_from(self.policy.of(own).expiry().as_millis()).unwrap_or(i64::MAX)
+    }
+
     /// The bounds of a body with one event or form.
     pub(super) fn limits(&self, account: AccountId) -> body::Limits<'_> {
         let http = &self.config.http;
@@ -126,13 +134,14 @@ impl Gateway {
             ["webhooks", id] if request.method() == Method::PATCH => manage::change(self, request, id).await,
             ["webhooks", id] if request.method() == Method::DELETE => manage::delete(self, request, id).await,
             ["webhooks", id, "test"] if post => test_event::test(self, request, id).await,
+            ["webhooks", id, "replay"] if post => replay::replay(self, request, id).await,
             ["health"] if get => Ok(reply::health("api-gateway")),
             ["metrics"] if get => Ok(reply::metrics(&self.metrics)),
             ["send-event" | "send-events" | "register-webhook"]
             | ["dlq", "retry"]
             | ["dlq", _, "retry"]
             | ["events", _, "resend"]
-            | ["webhooks", _, "test"] => Err(ApiError::method("POST")),
+            | ["webhooks", _, "test" | "replay"] => Err(ApiError::method("POST")),
             ["webhooks", _] => Err(ApiError::method("GET, PATCH, DELETE")),
             ["events" | "dlq" | "webhooks" | "health" | "metrics"]
             | ["events", _]

@@ -13,6 +13,7 @@ mod events;
 mod gateway;
 mod manage;
 mod query;
+mod replay;
 mod reply;
 mod resend;
 mod server;
