@@ -128,9 +128,8 @@ pub(super) async fn retry(
     request: &Request<Incoming>,
     id: &str,
 ) -> Result<Response<Body>, ApiError> {
-    let owner = gateway.manager(request.headers()).await?;
-    let id = query::id(id)?;
-    match gateway.store.requeue(owner.account, id, gateway.expiry_ms).await? {
+    let (account, id) = gateway.named(request.headers(), id, |id| id).await?;
+    match gateway.store.requeue(account, id, gateway.expiry_ms).await? {
         Requeue::Done(key) => {
             gateway.metrics.dlq.requeued.increment(1);
             // It is committed; Redis only makes it sooner than the feeder would.

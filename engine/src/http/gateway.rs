@@ -1,8 +1,8 @@
-//! The gateway: which path and method is which call, and whose key it comes with.
+//! The gateway: which path and method is which call.
 
 use std::{sync::Arc, time::Duration};
 
-use hyper::{HeaderMap, Method, Request, Response, body::Incoming};
+use hyper::{Method, Request, Response, body::Incoming};
 use tokio::sync::Semaphore;
 
 use super::{
@@ -16,10 +16,7 @@ use crate::{
     metrics::Metrics,
     model::{AccountId, Own},
     retry::schedule::Policy,
-    store::{
-        Store,
-        accounts::{KeyOwner, Scope},
-    },
+    store::Store,
     stream::{breaker::Breakers, consumer::Claims, due::Due},
 };
 
@@ -147,25 +144,6 @@ impl Gateway {
             | ["events", _]
             | ["events", _, "attempts"] => Err(ApiError::method("GET")),
             _ => Err(ApiError::no_such_path()),
-        }
-    }
-
-    /// Whose key a request comes with. A second key is refused rather than ignored.
-    pub(super) async fn owner(&self, headers: &HeaderMap) -> Result<KeyOwner, ApiError> {
-        let mut keys = headers.get_all("x-api-key").iter();
-        match (keys.next(), keys.next()) {
-            (Some(key), None) => Ok(self.keys.owner(key.as_bytes()).await?),
-            (None, _) => Err(ApiError::unauthorized("send your API key in `x-api-key`")),
-            _ => Err(ApiError::unauthorized("send one `x-api-key` only")),
-        }
-    }
-
-    /// As [`owner`](Gateway::owner), for a key that may do more than send events.
-    pub(super) async fn manager(&self, headers: &HeaderMap) -> Result<KeyOwner, ApiError> {
-        let owner = self.owner(headers).await?;
-        match owner.scope {
-            Scope::Manage => Ok(owner),
-            Scope::Send => Err(ApiError::forbidden("this API key may only send events")),
         }
     }
 }

@@ -11,6 +11,7 @@ mod dlq;
 mod error;
 mod events;
 mod gateway;
+mod head;
 mod manage;
 mod query;
 mod replay;

@@ -10,7 +10,7 @@ use super::{
     webhooks,
 };
 use crate::{
-    model::{self, EventId, State, Timestamp, Webhook, WebhookId},
+    model::{self, EventId, State, Timestamp, Webhook},
     store::replay::{Counts, Range},
 };
 
@@ -135,22 +135,20 @@ pub(super) async fn replay(
     request: &mut Request<Incoming>,
     id: &str,
 ) -> Result<Response<Body>, ApiError> {
-    let owner = gateway.manager(request.headers()).await?;
-    let id = WebhookId(query::id(id)?);
-    let body = body::read_json(request, gateway.limits(owner.account)).await?;
+    let webhook = gateway.webhook(request.headers(), id).await?;
+    let account = webhook.account;
+    let body = body::read_json(request, gateway.limits(account)).await?;
     let asked = Asked::read(&body.bytes)?;
-    let webhook = gateway.store.webhook_to_call(owner.account, id).await?;
-    let webhook = webhook.ok_or_else(|| ApiError::not_found("webhook"))?;
     if webhook.state == State::Disabled {
         return Err(disabled());
     }
     let until = asked.until(gateway.store.now().await?)?;
-    let mut range = gateway.store.range(owner.account, asked.since, until).await?;
+    let mut range = gateway.store.range(account, asked.since, until).await?;
     if let Some(cursor) = asked.after {
         range.first = range.first.max(EventId(cursor.last.0.saturating_add(1)));
     }
     let (scanned, counts) = pages(gateway, &webhook, &asked, &mut range).await?;
-    let remaining = gateway.store.count_events_in(owner.account, &range, COUNT_MAX).await?;
+    let remaining = gateway.store.count_events_in(account, &range, COUNT_MAX).await?;
     let next = Cursor { last: EventId(range.first.0 - 1), until };
     let body = json!({
         "ok": true,
