@@ -8,7 +8,7 @@ use super::{
     reply::{self, Body},
 };
 use crate::{
-    model::{EventId, Timestamp, WebhookId},
+    model::{EventId, Own, Timestamp, WebhookId},
     store::dlq::{Filter, Requeue},
 };
 
@@ -102,9 +102,10 @@ pub(super) async fn retry_many(
     };
     let (mut after, mut looked, mut requeued) = (bulk.after.unwrap_or(0), 0, 0);
     let mut more = true;
+    let expiry = |own: &Own| gateway.expiry_ms(own);
     while more && looked < limit {
         let size = (limit - looked).min(PAGE);
-        let page = gateway.store.requeue_page(owner.account, &filter, after, size, gateway.expiry_ms).await?;
+        let page = gateway.store.requeue_page(owner.account, &filter, after, size, &expiry).await?;
         more = page.looked as i64 == size;
         looked += page.looked as i64;
         requeued += page.requeued.len() as u64;
@@ -129,7 +130,7 @@ pub(super) async fn retry(
     id: &str,
 ) -> Result<Response<Body>, ApiError> {
     let (account, id) = gateway.named(request.headers(), id, |id| id).await?;
-    match gateway.store.requeue(account, id, gateway.expiry_ms).await? {
+    match gateway.store.requeue(account, id, &|own| gateway.expiry_ms(own)).await? {
         Requeue::Done(key) => {
             gateway.metrics.dlq.requeued.increment(1);
             // It is committed; Redis only makes it sooner than the feeder would.

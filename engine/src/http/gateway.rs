@@ -39,7 +39,6 @@ pub struct Gateway {
     pub breakers: Breakers,
     /// Calls that an account asks for, to try its endpoint.
     pub tests: test_event::TestCalls,
-    pub expiry_ms: i64,
     /// How long a new round may take.
     pub policy: Policy,
     pub metrics: Arc<Metrics>,

@@ -8,7 +8,7 @@ use super::{
     reply::{self, Body},
 };
 use crate::{
-    model::{EventId, WebhookId},
+    model::{EventId, Webhook, WebhookId},
     store::resend::Resend,
 };
 
@@ -28,8 +28,9 @@ pub(super) async fn resend(
     let form: Form = serde_json::from_slice(&body.bytes).map_err(|error| {
         ApiError::bad("invalid_body", format!("send a JSON object with `webhookId`: {error}"))
     })?;
-    let webhook = WebhookId(form.webhook_id);
-    match gateway.store.resend(account, event, webhook, gateway.expiry_ms).await? {
+    let found = gateway.store.webhook_to_call(account, WebhookId(form.webhook_id)).await?;
+    let Webhook { id: webhook, own, .. } = found.ok_or_else(|| ApiError::not_found("webhook"))?;
+    match gateway.store.resend(account, event, webhook, gateway.expiry_ms(&own)).await? {
         Resend::Done => {}
         Resend::UnknownEvent => return Err(ApiError::not_found("event")),
         Resend::UnknownWebhook => return Err(ApiError::not_found("webhook")),
