@@ -338,7 +338,6 @@ impl Api {
             metrics: metrics.clone(),
         };
         let (counter, carriers) = Counter::open(config, &commits);
-        let expiry = Policy::new(&config.retry, config.deliver.timeout).expiry();
         let gateway = http::Gateway {
             config: config.clone(),
             store,
@@ -351,7 +350,7 @@ impl Api {
             claims: Claims::new(common.redis.commands()?, common.keys.clone(), "api".to_owned()),
             breakers: Breakers::new(common.redis.commands()?, common.keys.clone()),
             tests: http::TestCalls::new(config, metrics.clone())?,
-            expiry_ms: i64::try_from(expiry.as_millis()).unwrap_or(i64::MAX),
+            policy: Policy::new(&config.retry, config.deliver.timeout),
             metrics: metrics.clone(),
         };
         let later = watch::Sender::new(false);

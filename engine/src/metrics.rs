@@ -155,6 +155,9 @@ catalogue! {
         added: Counter "eventpulse_dlq_entries_total" "Deliveries that ended as dead letters.";
         requeued: Counter "eventpulse_dlq_requeued_total" "Dead letters requeued.";
     }
+    Replay "What accounts ask for of the past." {
+        scheduled: Counter "eventpulse_replay_scheduled_total" "Missed deliveries put into the schedule by replays.";
+    }
     Webhooks "What the engine does to webhooks by itself." {
         disabled_failing: Counter "eventpulse_webhooks_disabled_total" ["reason" = "failing"] "Webhooks disabled by the engine, by reason.";
         disabled_gone: Counter "eventpulse_webhooks_disabled_total" ["reason" = "gone"] "Webhooks disabled by the engine, by reason.";
@@ -181,6 +184,7 @@ pub struct Metrics {
     pub settle: Settle,
     pub retry: Retry,
     pub dlq: Dlq,
+    pub replay: Replay,
     pub webhooks: Webhooks,
     pub recover: Recover,
     handle: PrometheusHandle,
@@ -203,6 +207,7 @@ impl Metrics {
                 settle: Settle::new(),
                 retry: Retry::new(),
                 dlq: Dlq::new(),
+                replay: Replay::new(),
                 webhooks: Webhooks::new(),
                 recover: Recover::new(),
                 handle,

@@ -249,17 +249,25 @@ impl Webhook {
     /// Whether this webhook is owed an event of `kind` from a batch that saw the configuration `version`.
     /// Dispatch and sweep both ask here and nowhere else.
     pub fn eligible(&self, kind: &str, version: i64) -> bool {
-        self.since <= version
-            && self.until.is_none_or(|until| version < until)
-            && match &self.event_types {
-                // What the engine itself has to say is for those who ask for it.
-                None => !is_operational(kind),
-                Some(types) => types.iter().any(|t| match t.strip_suffix(".*") {
-                    Some(prefix) => kind.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.')),
-                    None => t == kind,
-                }),
-            }
+        self.since <= version && self.until.is_none_or(|until| version < until) && self.takes(kind)
     }
+
+    /// Whether this webhook takes events of `kind`, whenever they came.
+    pub fn takes(&self, kind: &str) -> bool {
+        match &self.event_types {
+            // What the engine itself has to say is for those who ask for it.
+            None => !is_operational(kind),
+            Some(types) => is_named(kind, types),
+        }
+    }
+}
+
+/// Whether one of `types`, exact names or prefixes ending in `.*`, names `kind`.
+pub fn is_named(kind: &str, types: &[String]) -> bool {
+    types.iter().any(|t| match t.strip_suffix(".*") {
+        Some(prefix) => kind.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.')),
+        None => t == kind,
+    })
 }
 
 /// Whether an event of this type comes from the engine and not from a producer.

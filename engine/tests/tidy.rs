@@ -21,8 +21,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("retry", &["store", "stream"]),
     ("recover", &["store", "stream"]),
     ("dispatch", &["deliver", "ingest", "lane", "retry", "settle", "store", "stream"]),
-    // It checks URLs and makes secrets, and a test of a webhook is a call without a dispatcher.
-    ("http", &["deliver", "ingest", "store", "stream"]),
+    // It checks URLs and makes secrets, and a test of a webhook is a call without a dispatcher. A new round ends by the
+    // schedule's arithmetic.
+    ("http", &["deliver", "ingest", "retry", "store", "stream"]),
     ("engine", &["dispatch", "http", "ingest", "recover", "retry", "store", "stream"]),
     ("dev", &["deliver", "engine", "store"]),
 ];

@@ -6,11 +6,11 @@ use hyper::{Request, Response, StatusCode, body::Incoming};
 use serde::Serialize;
 
 use super::{
-    ApiError, Gateway, query,
+    ApiError, Gateway,
     reply::{self, Body},
 };
 use crate::{
-    model::{AccountId, Event, EventId, Span, Timestamp, WebhookId},
+    model::{Event, Span, Timestamp, WebhookId},
     store::{
         self,
         progress::{AttemptRow, Waiting},
@@ -57,8 +57,7 @@ pub(super) async fn event(
     request: &Request<Incoming>,
     id: &str,
 ) -> Result<Response<Body>, ApiError> {
-    let owner = gateway.manager(request.headers()).await?;
-    let event = find(gateway, owner.account, id).await?;
+    let event = gateway.event(request.headers(), id).await?;
     let deliveries = deliveries(gateway, &event).await?;
     let mut out = b"{\"ok\":true,\"event\":".to_vec();
     event.write_json(&mut out);
@@ -67,11 +66,6 @@ pub(super) async fn event(
     out.push(b',');
     out.extend_from_slice(&rest.to_string().as_bytes()[1..]);
     Ok(reply::json(StatusCode::OK, out.into()))
-}
-
-async fn find(gateway: &Gateway, account: AccountId, id: &str) -> Result<Event, ApiError> {
-    let id = EventId(query::id(id)?);
-    gateway.store.event(account, id).await?.ok_or_else(|| ApiError::not_found("event"))
 }
 
 /// What stands in the schedule is said by the schedule; what ended, by its last attempt; and the rest is as
@@ -163,9 +157,8 @@ pub(super) async fn attempts(
     request: &Request<Incoming>,
     id: &str,
 ) -> Result<Response<Body>, ApiError> {
-    let owner = gateway.manager(request.headers()).await?;
-    let event = find(gateway, owner.account, id).await?;
-    let rows = gateway.store.attempts(owner.account, event.id).await?;
+    let event = gateway.event(request.headers(), id).await?;
+    let rows = gateway.store.attempts(event.account, event.id).await?;
     let attempts: Vec<Attempt> = rows
         .into_iter()
         .map(|row| Attempt {

@@ -8,7 +8,7 @@ use super::{
     reply::{self, Body},
 };
 use crate::{
-    model::{EventId, Timestamp, WebhookId},
+    model::{EventId, Own, Timestamp, WebhookId},
     store::dlq::{Filter, Requeue},
 };
 
@@ -61,19 +61,12 @@ fn filter(query: Option<&str>) -> Result<Filter, ApiError> {
         match pair.split_once('=').unwrap_or((pair, "")) {
             ("webhookId", text) => filter.webhook = Some(WebhookId(query::id(text)?)),
             ("reasonCode", text) => filter.reason_code = Some(text.to_owned()),
-            ("since", text) => filter.since = Some(time("since", text)?),
-            ("until", text) => filter.until = Some(time("until", text)?),
+            ("since", text) => filter.since = Some(query::time("since", text)?),
+            ("until", text) => filter.until = Some(query::time("until", text)?),
             _ => {}
         }
     }
     Ok(filter)
-}
-
-fn time(name: &'static str, text: &str) -> Result<Timestamp, ApiError> {
-    // A colon may stand in a query as it is or escaped.
-    text.replace("%3A", ":").replace("%3a", ":").parse().map_err(|()| {
-        ApiError::bad("invalid_time", format!("`{name}` must be a time such as 2026-01-31T08:00:00Z"))
-    })
 }
 
 /// A bulk requeue: the filter of the list, and how far to go.
@@ -104,14 +97,15 @@ pub(super) async fn retry_many(
     let filter = Filter {
         webhook: bulk.webhook_id.map(WebhookId),
         reason_code: bulk.reason_code,
-        since: bulk.since.map(|text| time("since", &text)).transpose()?,
-        until: bulk.until.map(|text| time("until", &text)).transpose()?,
+        since: bulk.since.map(|text| query::time("since", &text)).transpose()?,
+        until: bulk.until.map(|text| query::time("until", &text)).transpose()?,
     };
     let (mut after, mut looked, mut requeued) = (bulk.after.unwrap_or(0), 0, 0);
     let mut more = true;
+    let expiry = |own: &Own| gateway.expiry_ms(own);
     while more && looked < limit {
         let size = (limit - looked).min(PAGE);
-        let page = gateway.store.requeue_page(owner.account, &filter, after, size, gateway.expiry_ms).await?;
+        let page = gateway.store.requeue_page(owner.account, &filter, after, size, &expiry).await?;
         more = page.looked as i64 == size;
         looked += page.looked as i64;
         requeued += page.requeued.len() as u64;
@@ -135,9 +129,8 @@ pub(super) async fn retry(
     request: &Request<Incoming>,
     id: &str,
 ) -> Result<Response<Body>, ApiError> {
-    let owner = gateway.manager(request.headers()).await?;
-    let id = query::id(id)?;
-    match gateway.store.requeue(owner.account, id, gateway.expiry_ms).await? {
+    let (account, id) = gateway.named(request.headers(), id, |id| id).await?;
+    match gateway.store.requeue(account, id, &|own| gateway.expiry_ms(own)).await? {
         Requeue::Done(key) => {
             gateway.metrics.dlq.requeued.increment(1);
             // It is committed; Redis only makes it sooner than the feeder would.

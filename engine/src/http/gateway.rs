@@ -1,12 +1,12 @@
-//! The gateway: which path and method is which call, and whose key it comes with.
+//! The gateway: which path and method is which call.
 
 use std::{sync::Arc, time::Duration};
 
-use hyper::{HeaderMap, Method, Request, Response, body::Incoming};
+use hyper::{Method, Request, Response, body::Incoming};
 use tokio::sync::Semaphore;
 
 use super::{
-    ApiError, Connection, Service, body, deliveries, dlq, events, manage,
+    ApiError, Connection, Service, body, deliveries, dlq, events, manage, replay,
     reply::{self, Body},
     resend, test_event, webhooks, whole,
 };
@@ -14,11 +14,9 @@ use crate::{
     config::Config,
     ingest::{Counter, Pending, Queue, Room, keys::Keys},
     metrics::Metrics,
-    model::AccountId,
-    store::{
-        Store,
-        accounts::{KeyOwner, Scope},
-    },
+    model::{AccountId, Own},
+    retry::schedule::Policy,
+    store::Store,
     stream::{breaker::Breakers, consumer::Claims, due::Due},
 };
 
@@ -41,7 +39,8 @@ pub struct Gateway {
     pub breakers: Breakers,
     /// Calls that an account asks for, to try its endpoint.
     pub tests: test_event::TestCalls,
-    pub expiry_ms: i64,
+    /// How long a new round may take.
+    pub policy: Policy,
     pub metrics: Arc<Metrics>,
 }
 
@@ -96,6 +95,11 @@ impl Gateway {
         routed.unwrap_or_else(|_| Err(ApiError::unavailable()))
     }
 
+    /// How long after now a delivery to a webhook is given up, in milliseconds.
+    pub(super) fn expiry_ms(&self, own: &Own) -> i64 {
+        i64::try_from(self.policy.of(own).expiry().as_millis()).unwrap_or(i64::MAX)
+    }
+
     /// The bounds of a body with one event or form.
     pub(super) fn limits(&self, account: AccountId) -> body::Limits<'_> {
         let http = &self.config.http;
@@ -126,37 +130,19 @@ impl Gateway {
             ["webhooks", id] if request.method() == Method::PATCH => manage::change(self, request, id).await,
             ["webhooks", id] if request.method() == Method::DELETE => manage::delete(self, request, id).await,
             ["webhooks", id, "test"] if post => test_event::test(self, request, id).await,
+            ["webhooks", id, "replay"] if post => replay::replay(self, request, id).await,
             ["health"] if get => Ok(reply::health("api-gateway")),
             ["metrics"] if get => Ok(reply::metrics(&self.metrics)),
             ["send-event" | "send-events" | "register-webhook"]
             | ["dlq", "retry"]
             | ["dlq", _, "retry"]
             | ["events", _, "resend"]
-            | ["webhooks", _, "test"] => Err(ApiError::method("POST")),
+            | ["webhooks", _, "test" | "replay"] => Err(ApiError::method("POST")),
             ["webhooks", _] => Err(ApiError::method("GET, PATCH, DELETE")),
             ["events" | "dlq" | "webhooks" | "health" | "metrics"]
             | ["events", _]
             | ["events", _, "attempts"] => Err(ApiError::method("GET")),
             _ => Err(ApiError::no_such_path()),
-        }
-    }
-
-    /// Whose key a request comes with. A second key is refused rather than ignored.
-    pub(super) async fn owner(&self, headers: &HeaderMap) -> Result<KeyOwner, ApiError> {
-        let mut keys = headers.get_all("x-api-key").iter();
-        match (keys.next(), keys.next()) {
-            (Some(key), None) => Ok(self.keys.owner(key.as_bytes()).await?),
-            (None, _) => Err(ApiError::unauthorized("send your API key in `x-api-key`")),
-            _ => Err(ApiError::unauthorized("send one `x-api-key` only")),
-        }
-    }
-
-    /// As [`owner`](Gateway::owner), for a key that may do more than send events.
-    pub(super) async fn manager(&self, headers: &HeaderMap) -> Result<KeyOwner, ApiError> {
-        let owner = self.owner(headers).await?;
-        match owner.scope {
-            Scope::Manage => Ok(owner),
-            Scope::Send => Err(ApiError::forbidden("this API key may only send events")),
         }
     }
 }

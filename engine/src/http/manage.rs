@@ -78,12 +78,11 @@ pub(super) async fn show(
     request: &Request<Incoming>,
     id: &str,
 ) -> Result<Response<Body>, ApiError> {
-    let owner = gateway.manager(request.headers()).await?;
-    let id = WebhookId(query::id(id)?);
-    let found = gateway.store.webhook(owner.account, id).await?;
+    let (account, id) = gateway.named(request.headers(), id, WebhookId).await?;
+    let found = gateway.store.webhook(account, id).await?;
     let webhook = found.ok_or_else(|| ApiError::not_found("webhook"))?;
     let (scheduled, shelved) = gateway.store.scheduled_for(id, COUNT_MAX).await?;
-    let outcomes = gateway.store.last_outcomes(owner.account, id, OUTCOME_EVENTS_MAX, OUTCOMES).await?;
+    let outcomes = gateway.store.last_outcomes(account, id, OUTCOME_EVENTS_MAX, OUTCOMES).await?;
     // Redis says which breakers are open; without it nobody knows.
     let open = gateway.breakers.clone().are_open(&[id]).await.ok().and_then(|open| open.first().copied());
     let mut body = write(&webhook);
@@ -103,11 +102,10 @@ pub(super) async fn change(
     request: &mut Request<Incoming>,
     id: &str,
 ) -> Result<Response<Body>, ApiError> {
-    let owner = gateway.manager(request.headers()).await?;
-    let id = WebhookId(query::id(id)?);
-    let body = body::read_json(request, gateway.limits(owner.account)).await?;
+    let (account, id) = gateway.named(request.headers(), id, WebhookId).await?;
+    let body = body::read_json(request, gateway.limits(account)).await?;
     let change = settings::change(&body.bytes, &gateway.config)?;
-    let changed = gateway.store.change_webhook(owner.account, id, &change).await?;
+    let changed = gateway.store.change_webhook(account, id, &change).await?;
     let webhook = changed.ok_or_else(|| ApiError::not_found("webhook"))?;
     Ok(answer(&json!({ "ok": true, "webhook": write(&webhook) })))
 }
@@ -117,10 +115,9 @@ pub(super) async fn delete(
     request: &Request<Incoming>,
     id: &str,
 ) -> Result<Response<Body>, ApiError> {
-    let owner = gateway.manager(request.headers()).await?;
-    let id = WebhookId(query::id(id)?);
+    let (account, id) = gateway.named(request.headers(), id, WebhookId).await?;
     let change = Change { state: Some("deleted"), headers: Some(Vec::new()), ..Change::default() };
-    let deleted = gateway.store.change_webhook(owner.account, id, &change).await?;
+    let deleted = gateway.store.change_webhook(account, id, &change).await?;
     deleted.ok_or_else(|| ApiError::not_found("webhook"))?;
     let message = "deleted: what it is still owed ends as dead letters";
     Ok(answer(&json!({ "ok": true, "message": message })))

@@ -1,6 +1,7 @@
-//! Ids in paths and the parameters of lists.
+//! Ids in paths, times, and the parameters of lists.
 
 use super::ApiError;
+use crate::model::Timestamp;
 
 const LIMIT_DEFAULT: i64 = 50;
 const LIMIT_MAX: i64 = 200;
@@ -19,6 +20,14 @@ pub(super) fn id(text: &str) -> Result<i64, ApiError> {
         .then(|| text.parse().ok())
         .flatten()
         .ok_or_else(|| ApiError::bad("invalid_id", "the id must be a whole number"))
+}
+
+/// The time in the field `name` of a query or a body.
+pub(super) fn time(name: &'static str, text: &str) -> Result<Timestamp, ApiError> {
+    // A colon may stand in a query as it is or escaped.
+    text.replace("%3A", ":").replace("%3a", ":").parse().map_err(|()| {
+        ApiError::bad("invalid_time", format!("`{name}` must be a time such as 2026-01-31T08:00:00Z"))
+    })
 }
 
 /// Reads `limit` and `before`; other parameters are left alone.

@@ -4,11 +4,11 @@ use hyper::{Request, Response, StatusCode, body::Incoming};
 use serde::Deserialize;
 
 use super::{
-    ApiError, Gateway, body, query,
+    ApiError, Gateway, body,
     reply::{self, Body},
 };
 use crate::{
-    model::{EventId, WebhookId},
+    model::{EventId, Webhook, WebhookId},
     store::resend::Resend,
 };
 
@@ -23,14 +23,14 @@ pub(super) async fn resend(
     request: &mut Request<Incoming>,
     id: &str,
 ) -> Result<Response<Body>, ApiError> {
-    let owner = gateway.manager(request.headers()).await?;
-    let event = EventId(query::id(id)?);
-    let body = body::read_json(request, gateway.limits(owner.account)).await?;
+    let (account, event) = gateway.named(request.headers(), id, EventId).await?;
+    let body = body::read_json(request, gateway.limits(account)).await?;
     let form: Form = serde_json::from_slice(&body.bytes).map_err(|error| {
         ApiError::bad("invalid_body", format!("send a JSON object with `webhookId`: {error}"))
     })?;
-    let webhook = WebhookId(form.webhook_id);
-    match gateway.store.resend(owner.account, event, webhook, gateway.expiry_ms).await? {
+    let found = gateway.store.webhook_to_call(account, WebhookId(form.webhook_id)).await?;
+    let Webhook { id: webhook, own, .. } = found.ok_or_else(|| ApiError::not_found("webhook"))?;
+    match gateway.store.resend(account, event, webhook, gateway.expiry_ms(&own)).await? {
         Resend::Done => {}
         Resend::UnknownEvent => return Err(ApiError::not_found("event")),
         Resend::UnknownWebhook => return Err(ApiError::not_found("webhook")),

@@ -10,7 +10,7 @@ use hyper::{Request, Response, StatusCode, body::Incoming};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{
-    ApiError, Gateway, query,
+    ApiError, Gateway,
     reply::{self, Body},
 };
 use crate::{
@@ -98,14 +98,12 @@ pub(super) async fn test(
     request: &Request<Incoming>,
     id: &str,
 ) -> Result<Response<Body>, ApiError> {
-    let owner = gateway.manager(request.headers()).await?;
-    let id = WebhookId(query::id(id)?);
-    let webhook = gateway.store.webhook_to_call(owner.account, id).await?;
-    let webhook = webhook.ok_or_else(|| ApiError::not_found("webhook"))?;
+    let webhook = gateway.webhook(request.headers(), id).await?;
+    let (account, id) = (webhook.account, webhook.id);
     let unreadable = || ApiError::unprocessable("invalid_url", "the `url` of this webhook cannot be read");
     let target = Target::new(webhook).ok_or_else(unreadable)?;
     let calls = &gateway.tests;
-    let _turn = calls.turn(owner.account, id)?;
+    let _turn = calls.turn(account, id)?;
     let timeout = target.webhook.own.timeout.unwrap_or(calls.timeout);
     let call = calls.client.call(target.test_request(Timestamp::now()), timeout).await;
     match outcome::judge(call, calls.kept) {

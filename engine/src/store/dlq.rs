@@ -1,7 +1,12 @@
 //! Dead letters.
 
-use super::{Error, Store};
-use crate::model::{AccountId, EventId, Key, Timestamp, WebhookId};
+use tokio_postgres::Row;
+
+use super::{Error, Store, webhooks::timing};
+use crate::model::{AccountId, EventId, Key, Own, Timestamp, WebhookId};
+
+/// How many milliseconds from now a delivery to a webhook with these settings is given up.
+pub type Expiry<'a> = &'a (dyn Fn(&Own) -> i64 + Sync);
 
 /// One dead letter, as the API shows it.
 #[derive(Debug)]
@@ -51,16 +56,22 @@ pub struct Page {
 const REQUEUE: &str = "
 WITH letter AS (
     UPDATE dlq_entries AS d SET requeued_at = date_trunc('milliseconds', clock_timestamp())
-    FROM webhooks AS w
-    WHERE d.id = ANY ($1::bigint[]) AND d.account_id = $2 AND d.requeued_at IS NULL
+    FROM webhooks AS w, unnest($1::bigint[], $3::bigint[]) AS asked (id, expires_ms)
+    WHERE d.id = asked.id AND d.account_id = $2 AND d.requeued_at IS NULL
       AND w.id = d.webhook_id AND w.state IN ('active', 'paused')
-    RETURNING d.event_id, d.webhook_id, d.round
+    RETURNING d.event_id, d.webhook_id, d.round, asked.expires_ms
 )
 INSERT INTO scheduled AS old (event_id, webhook_id, round, attempt, next_at, expires_at, reason)
-SELECT event_id, webhook_id, round + 1, 1, now(), now() + $3 * interval '1 millisecond', 'requeued' FROM letter
+SELECT event_id, webhook_id, round + 1, 1, now(), now() + expires_ms * interval '1 millisecond', 'requeued'
+FROM letter
 ON CONFLICT (event_id, webhook_id) DO UPDATE SET round = excluded.round, attempt = 1, next_at = excluded.next_at,
     expires_at = excluded.expires_at, reason = excluded.reason WHERE old.round < excluded.round
 RETURNING event_id, webhook_id";
+
+/// Ids of letters from the first column on, and when each one's new round ends by its webhook's own settings.
+fn rounds(rows: &[Row], expiry: Expiry<'_>) -> (Vec<i64>, Vec<i64>) {
+    rows.iter().map(|row| (row.get::<_, i64>(0), expiry(&timing(row, 1)))).unzip()
+}
 
 impl Store {
     /// An account's dead letters that a filter names, newest first, below `before`.
@@ -98,10 +109,12 @@ impl Store {
 
     /// Puts a dead letter back into the schedule as a new round, in one statement: of two requeues at once
     /// one wins.
-    pub async fn requeue(&self, account: AccountId, id: i64, expires_ms: i64) -> Result<Requeue, Error> {
+    pub async fn requeue(&self, account: AccountId, id: i64, expiry: Expiry<'_>) -> Result<Requeue, Error> {
         let client = self.client().await?;
-        let expires = expires_ms as f64;
-        if let Some(row) = client.query_opt(REQUEUE, &[&vec![id], &account, &expires]).await? {
+        let sql = "SELECT d.id, w.retry_waits_ms, w.timeout_ms FROM dlq_entries AS d
+                   JOIN webhooks AS w ON w.id = d.webhook_id WHERE d.id = $1 AND d.account_id = $2";
+        let (ids, expires) = rounds(&client.query(sql, &[&id, &account]).await?, expiry);
+        if let Some(row) = client.query_opt(REQUEUE, &[&ids, &account, &expires]).await? {
             return Ok(Requeue::Done((row.get(0), row.get(1))));
         }
         let sql = "SELECT requeued_at IS NOT NULL FROM dlq_entries WHERE id = $1 AND account_id = $2";
@@ -119,18 +132,19 @@ impl Store {
         filter: &Filter,
         after: i64,
         limit: i64,
-        expires_ms: i64,
+        expiry: Expiry<'_>,
     ) -> Result<Page, Error> {
         let client = self.client().await?;
         let sql = format!(
-            "SELECT id FROM dlq_entries WHERE {FILTER} AND requeued_at IS NULL AND id > $6 ORDER BY id LIMIT $7"
+            "SELECT d.id, w.retry_waits_ms, w.timeout_ms FROM (SELECT id, webhook_id FROM dlq_entries
+                 WHERE {FILTER} AND requeued_at IS NULL AND id > $6 ORDER BY id LIMIT $7) AS d
+             LEFT JOIN webhooks AS w ON w.id = d.webhook_id ORDER BY d.id"
         );
         let statement = client.prepare_cached(&sql).await?;
         let Filter { webhook, reason_code, since, until } = filter;
         let rows =
             client.query(&statement, &[&account, webhook, reason_code, since, until, &after, &limit]).await?;
-        let ids: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
-        let expires = expires_ms as f64;
+        let (ids, expires) = rounds(&rows, expiry);
         let statement = client.prepare_cached(REQUEUE).await?;
         let rows = client.query(&statement, &[&ids, &account, &expires]).await?;
         let requeued = rows.iter().map(|row| (row.get(0), row.get(1))).collect();

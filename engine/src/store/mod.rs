@@ -17,6 +17,7 @@ pub mod manage;
 pub mod migrate;
 pub mod parcels;
 pub mod progress;
+pub mod replay;
 pub mod resend;
 pub mod scheduled;
 pub mod settle;

@@ -107,14 +107,23 @@ fn webhook(row: &Row) -> Webhook {
 }
 
 fn own(row: &Row) -> Own {
-    let ms = |ms: i64| Duration::from_millis(ms.unsigned_abs());
     let headers: Vec<String> = row.get(8);
     Own {
         headers: headers.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect(),
         rate_limit: row.get(9),
-        retry: row.get::<_, Option<Vec<i64>>>(10).map(|waits| waits.into_iter().map(ms).collect()),
-        timeout: row.get::<_, Option<i32>>(11).map(|timeout| ms(timeout.into())),
         in_flight_max: row.get::<_, Option<i32>>(12).and_then(|max| usize::try_from(max).ok()),
+        ..timing(row, 10)
+    }
+}
+
+/// Of a webhook's own settings those that say when a delivery ends: `retry_waits_ms` in column `at`, and `timeout_ms`
+/// in the next.
+pub(super) fn timing(row: &Row, at: usize) -> Own {
+    let ms = |ms: i64| Duration::from_millis(ms.unsigned_abs());
+    Own {
+        retry: row.get::<_, Option<Vec<i64>>>(at).map(|waits| waits.into_iter().map(ms).collect()),
+        timeout: row.get::<_, Option<i32>>(at + 1).map(|timeout| ms(timeout.into())),
+        ..Own::default()
     }
 }
 

@@ -1,9 +1,12 @@
 //! Dead letters by filter, and many of them brought back at once.
 
+use std::time::Duration;
+
+use eventpulse::config::Roles;
 use eventpulse_testkit::{Receiver, eventually, receiver::Reply};
 use serde_json::{Value, json};
 
-use crate::harness::{Account, App, PATIENCE, count, postgres, swept_soon};
+use crate::harness::{Account, App, PATIENCE, config, count, database, postgres, swept_soon};
 
 async fn bulk(app: &App, account: &Account, body: Value) -> (u16, Value) {
     let request = app.client.post(app.url("/dlq/retry")).header("x-api-key", &account.key);
@@ -55,6 +58,51 @@ async fn a_bulk_requeue_goes_page_by_page_and_can_be_resumed() {
     .await;
     app.settled().await;
     assert_eq!(receiver.count(), 650);
+    app.stop().await;
+}
+
+/// A gateway alone, so that the schedule stays as the calls leave it.
+#[tokio::test]
+async fn a_new_round_ends_by_the_webhooks_own_retries() {
+    let mut config = config(&database("own-expiry").await);
+    config.retry.schedule = "1s,1s".parse().unwrap();
+    config.deliver.timeout = Duration::from_secs(10);
+    let app = App::of(config, Roles::Api).await;
+    let receiver = Receiver::start().await;
+    let account = app.register(&receiver.url("/")).await;
+    letters(&app, &account, 7).await;
+    let db = postgres(&app.database).await;
+    // The events of the first webhook, and letters for both.
+    let own =
+        json!({ "name": "own", "url": receiver.url("/"), "retry": { "schedule": ["1h"] }, "timeoutMs": 500 });
+    let request = app.client.post(app.url("/register-webhook")).header("x-api-key", &account.key);
+    let answer: Value = request.json(&own).send().await.expect("an answer").json().await.expect("JSON");
+    let own = answer["webhook"]["id"].as_i64().expect("an id");
+    // Letters of five events for either: one is sent by resend and one by replay.
+    let more = "INSERT INTO dlq_entries (account_id, event_id, webhook_id, round, attempts, reason, reason_code)
+        SELECT account_id, event_id, $1, round, attempts, reason, reason_code FROM dlq_entries WHERE event_id < 50000006";
+    db.execute(more, &[&own]).await.expect("rows");
+    let sql = format!("SELECT id FROM dlq_entries WHERE webhook_id = {own} AND event_id = 50000001");
+    let path = format!("/dlq/{}/retry", count(&db, &sql).await);
+    assert_eq!(app.post(&account.key, &path).await.0, 200);
+    let (status, body) = bulk(&app, &account, json!({ "limit": 10_000 })).await;
+    assert_eq!((status, &body["requeued"]), (200, &json!(11)), "{body}");
+    let request = app.client.post(app.url("/events/50000006/resend")).header("x-api-key", &account.key);
+    let answer = request.json(&json!({ "webhookId": own })).send().await.expect("an answer");
+    assert_eq!(answer.status(), 200);
+    let request = app.client.post(app.url(&format!("/webhooks/{own}/replay")));
+    let since = eventpulse::model::Timestamp(eventpulse::model::Timestamp::now().0 - 60_000).to_string();
+    let request = request.header("x-api-key", &account.key).json(&json!({ "since": since }));
+    let answer: Value = request.send().await.expect("an answer").json().await.expect("JSON");
+    assert_eq!((&answer["replayed"], &answer["pending"]), (&json!(1), &json!(6)), "{answer}");
+    // The waits and a time-out each, and a fifth more.
+    for (webhook, rows, ms) in [(account.webhook, 7, 38_400), (own, 7, 4_321_200)] {
+        let sql = format!(
+            "SELECT count(*) FROM scheduled WHERE webhook_id = {webhook}
+            AND expires_at - next_at = {ms} * interval '1 millisecond'"
+        );
+        assert_eq!(count(&db, &sql).await, rows, "of {webhook}");
+    }
     app.stop().await;
 }
 

@@ -13,6 +13,7 @@ mod life;
 mod outage;
 mod overload;
 mod process;
+mod replay;
 mod settle;
 mod shared_work;
 mod sockets;
