@@ -152,6 +152,7 @@ catalogue! {
     Dlq "Dead letters." {
         added: Counter "eventpulse_dlq_entries_total" "Deliveries that ended as dead letters.";
         requeued: Counter "eventpulse_dlq_requeued_total" "Dead letters requeued.";
+        removed: Counter "eventpulse_dlq_removed_total" "Dead letters removed because they are older than dlq.retention.";
     }
     Webhooks "What the engine does to webhooks by itself." {
         disabled_failing: Counter "eventpulse_webhooks_disabled_total" ["reason" = "failing"] "Webhooks disabled by the engine, by reason.";

@@ -48,6 +48,7 @@ section!(
         lane: Lane = Lane::default(),
         deliver: Deliver = Deliver::default(),
         retry: Retry = Retry::default(),
+        dlq: Dlq = Dlq::default(),
         webhooks: Webhooks = Webhooks::default(),
         recover: Recover = Recover::default(),
         log: Log = Log::default(),
@@ -252,6 +253,16 @@ section!(
         /// Longest wait that an endpoint's Retry-After may ask for.
         #[serde(with = "span")]
         retry_after_max: Duration = Duration::from_secs(3600),
+    }
+);
+
+section!(
+    /// Dead letters.
+    Dlq {
+        /// Dead letters older than this are removed; 0 keeps them for ever. Shorter loses what nobody looked at in time,
+        /// longer takes disk.
+        #[serde(with = "span")]
+        retention: Duration = Duration::from_secs(30 * 86_400),
     }
 );
 

@@ -62,7 +62,43 @@ ON CONFLICT (event_id, webhook_id) DO UPDATE SET round = excluded.round, attempt
     expires_at = excluded.expires_at, reason = excluded.reason WHERE old.round < excluded.round
 RETURNING event_id, webhook_id";
 
+/// Looks at the next 1,000 letters by primary key (a number and no parameter, so that every plan knows it) and removes those of them that are old: ids are given out in the order of time,
+/// so no index by age is needed, and a page with a young one in it is the last. What is still owed keeps its letter, which
+/// says where it came from; one that is requeued at this moment is locked or no longer as it was looked at.
+const REMOVE_OLD: &str = "
+WITH page AS MATERIALIZED (
+    SELECT id, requeued_at, created_at < now() - $2 * interval '1 millisecond' AS old
+    FROM dlq_entries WHERE id > $1 ORDER BY id LIMIT 1000
+), gone AS (
+    DELETE FROM dlq_entries WHERE id = ANY (ARRAY(
+        SELECT d.id FROM page JOIN dlq_entries AS d ON d.id = page.id
+        WHERE page.old AND d.requeued_at IS NOT DISTINCT FROM page.requeued_at
+            AND NOT EXISTS (SELECT FROM scheduled AS s WHERE s.event_id = d.event_id AND s.webhook_id = d.webhook_id)
+        FOR UPDATE OF d SKIP LOCKED))
+    RETURNING id
+)
+SELECT (SELECT count(*) FROM gone), max(id), count(*) = 1000 AND bool_and(old) FROM page";
+
+/// What came of one step through the old letters.
+#[derive(Debug)]
+pub struct Removed {
+    pub letters: u64,
+    /// The id to go on after; none when the rest is not old enough.
+    pub next: Option<i64>,
+}
+
 impl Store {
+    /// Removes those of the next 1,000 dead letters after `after` that are older than `age_ms` and have nothing owed.
+    pub async fn remove_old_letters(&self, after: i64, age_ms: i64) -> Result<Removed, Error> {
+        let client = self.client().await?;
+        let age = age_ms as f64;
+        let statement = client.prepare_cached(REMOVE_OLD).await?;
+        let row = client.query_one(&statement, &[&after, &age]).await?;
+        let (letters, last): (i64, Option<i64>) = (row.get(0), row.get(1));
+        let goes_on = row.get::<_, Option<bool>>(2) == Some(true);
+        Ok(Removed { letters: letters.unsigned_abs(), next: last.filter(|_| goes_on) })
+    }
+
     /// An account's dead letters that a filter names, newest first, below `before`.
     pub async fn list_dlq(
         &self,

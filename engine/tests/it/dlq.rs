@@ -1,9 +1,13 @@
-//! Dead letters by filter, and many of them brought back at once.
+//! Dead letters by filter, many of them brought back at once, and what becomes of old ones.
 
+use std::time::Duration;
+
+use eventpulse::config::Roles;
 use eventpulse_testkit::{Receiver, eventually, receiver::Reply};
+use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Account, App, PATIENCE, count, postgres, swept_soon};
+use crate::harness::{Account, App, PATIENCE, config, count, database, postgres, swept_soon};
 
 async fn bulk(app: &App, account: &Account, body: Value) -> (u16, Value) {
     let request = app.client.post(app.url("/dlq/retry")).header("x-api-key", &account.key);
@@ -94,4 +98,51 @@ async fn wrong_filters_are_named() {
         assert_eq!((status, &answer["error"]["code"]), (400, &json!(code)));
     }
     app.stop().await;
+}
+
+async fn set_state(app: &App, account: &Account, state: &str) {
+    let path = app.url(&format!("/webhooks/{}", account.webhook));
+    let request = app.client.request(Method::PATCH, path).header("x-api-key", &account.key);
+    let response = request.json(&json!({ "state": state })).send().await.expect("an answer");
+    assert_eq!(response.status(), 200);
+}
+
+async fn letters_left(db: &tokio_postgres::Client, n: i64) {
+    eventually("old letters are removed", PATIENCE, async || {
+        let found = count(db, "SELECT count(*) FROM dlq_entries").await;
+        if found == n { Ok(()) } else { Err(format!("{found}, not {n}")) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn old_dead_letters_are_removed_but_for_those_whose_delivery_is_owed_again() {
+    let url = database("retention").await;
+    let mut config = config(&url);
+    swept_soon(&mut config);
+    config.dlq.retention = Duration::from_secs(3600);
+    let apps = [App::of(config.clone(), Roles::Both).await, App::of(config, Roles::Both).await];
+    let app = &apps[0];
+    let receiver = Receiver::start().await;
+    let account = app.register(&receiver.url("/")).await;
+    letters(app, &account, 2550).await;
+    // More than one step looks at, so that what is kept must not stand in the way of the rest.
+    set_state(app, &account, "paused").await;
+    assert_eq!(bulk(app, &account, json!({ "limit": 1100 })).await.1["requeued"], json!(1100));
+    let db = postgres(&app.database).await;
+    let old = "UPDATE dlq_entries SET created_at = now() - interval '2 hours'
+               WHERE id <= (SELECT id FROM dlq_entries ORDER BY id OFFSET 2499 LIMIT 1)";
+    assert_eq!(db.execute(old, &[]).await.expect("the statement runs"), 2500);
+    letters_left(&db, 1150).await;
+    let kept = "SELECT count(*) FROM dlq_entries JOIN scheduled USING (event_id, webhook_id) WHERE requeued_at IS NOT NULL";
+    assert_eq!(count(&db, kept).await, 1100, "what is owed again keeps its letter");
+    set_state(app, &account, "active").await;
+    letters_left(&db, 50).await;
+    let removed: f64 = apps.iter().map(|a| a.metric("eventpulse_dlq_removed_total")).sum();
+    assert!((removed - 2500.0).abs() < f64::EPSILON, "{removed}");
+    app.settled().await;
+    assert_eq!(receiver.count(), 1100);
+    for app in apps {
+        app.stop().await;
+    }
 }
