@@ -192,6 +192,9 @@ section!(
         /// Deliveries waiting in memory behind them; what exceeds it is parked in `scheduled`. At most half of
         /// `dispatch.held_max`, so that one webhook cannot take all of it.
         queue_max: usize = 8192,
+        /// Deliveries of one webhook that may wait in `scheduled`; beyond it the oldest end as dead letters. 0 sets no bound:
+        /// then one dead endpoint may fill the disk.
+        backlog_max: usize = 1_000_000,
         /// Failures in a row that open a webhook's circuit breaker; a time-out counts as four. 0 switches breakers off.
         breaker_failures: u32 = 16,
         /// From opening to the first probe; each further one waits twice as long. Shorter notices sooner that an endpoint

@@ -9,6 +9,7 @@ use crate::{
     config::Roles,
     ingest::marks,
     recover::{
+        backlog::Cap,
         sweep::Sweep,
         takeover::Keeper,
         upkeep::{OldLetters, Upkeep},
@@ -58,6 +59,7 @@ pub(super) fn start(
         me: common.instance,
         every: config.recover.sweep_every,
         disable_after: config.webhooks.disable_after,
+        cap: Cap::new(config.lane.backlog_max, config.retry.horizon),
         letters: OldLetters::new(config.dlq.retention),
         metrics: metrics.clone(),
     };

@@ -1,10 +1,11 @@
-//! Upkeep: what is to be done once in a while and by one process: disabling webhooks that have failed for too long, and
-//! removing old dead letters.
+//! Upkeep: what is to be done once in a while and by one process: disabling webhooks that have failed for too long,
+//! removing old dead letters, and cutting backlogs that are too long.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
+use super::backlog::Cap;
 use crate::{
     metrics::Metrics,
     store::{Error, Link, Store, failing::Cause},
@@ -26,6 +27,7 @@ pub struct Upkeep {
     /// Zero for never.
     pub disable_after: Duration,
     pub letters: OldLetters,
+    pub cap: Cap,
     pub metrics: Arc<Metrics>,
 }
 
@@ -65,7 +67,8 @@ impl Upkeep {
             return Ok(());
         }
         self.disable_failing().await?;
-        self.remove_old_letters().await
+        self.remove_old_letters().await?;
+        self.cap.round(&self.store, &self.metrics).await
     }
 
     async fn remove_old_letters(&mut self) -> Result<(), Error> {

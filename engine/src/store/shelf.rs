@@ -28,27 +28,30 @@ UPDATE scheduled SET next_at = now(), reason = 'parked' WHERE (event_id, webhook
     ORDER BY event_id LIMIT $2 FOR UPDATE SKIP LOCKED)
 RETURNING event_id";
 
-/// The attempt that was not made is recorded as the one that ended it, so that every outcome has a row.
+/// Ends what a statement took out of the schedule as `gone`, with the code and the text of a reason. The attempt that was not
+/// made is recorded as the one that ended it, so that every outcome has a row.
+pub(super) const END: &str = "
+attempts AS (
+    INSERT INTO delivery_attempts (event_id, webhook_id, round, attempt, status, error, reason_code, duration_ms, created_at)
+    SELECT event_id, webhook_id, round, attempt, 'dead', why, code, 0, date_trunc('milliseconds', clock_timestamp())
+    FROM gone ON CONFLICT DO NOTHING
+), letters AS (
+    INSERT INTO dlq_entries (account_id, event_id, webhook_id, round, attempts, reason, reason_code)
+    SELECT e.account_id, g.event_id, g.webhook_id, g.round, g.attempt - 1, g.why, g.code
+    FROM gone AS g JOIN events AS e ON e.id = g.event_id
+    ON CONFLICT (event_id, webhook_id, round) DO NOTHING
+)
+SELECT count(*) FROM gone";
+
 const EXPIRE: &str = "
 WITH gone AS (
     DELETE FROM scheduled WHERE (event_id, webhook_id) IN (
         SELECT event_id, webhook_id FROM scheduled
         WHERE next_at <= now() AND expires_at <= now() AND reason IN ('breaker', 'backlog', 'paused')
         ORDER BY next_at LIMIT $1 FOR UPDATE SKIP LOCKED)
-    RETURNING event_id, webhook_id, round, attempt, reason
-), attempts AS (
-    INSERT INTO delivery_attempts (event_id, webhook_id, round, attempt, status, error, reason_code, duration_ms, created_at)
-    SELECT event_id, webhook_id, round, attempt, 'dead', 'its time was up while it waited: ' || reason,
-        'expired_while_parked', 0, date_trunc('milliseconds', clock_timestamp())
-    FROM gone ON CONFLICT DO NOTHING
-), letters AS (
-    INSERT INTO dlq_entries (account_id, event_id, webhook_id, round, attempts, reason, reason_code)
-    SELECT e.account_id, g.event_id, g.webhook_id, g.round, g.attempt - 1, 'its time was up while it waited: ' || g.reason,
-        'expired_while_parked'
-    FROM gone AS g JOIN events AS e ON e.id = g.event_id
-    ON CONFLICT (event_id, webhook_id, round) DO NOTHING
-)
-SELECT count(*) FROM gone";
+    RETURNING event_id, webhook_id, round, attempt, 'expired_while_parked' AS code,
+        'its time was up while it waited: ' || reason AS why
+), ";
 
 impl Store {
     /// Webhooks for which something is shelved, but for paused ones, and whether each is disabled or gone.
@@ -70,7 +73,7 @@ impl Store {
     /// Dead-letters up to `limit` shelved deliveries whose time is up. Returns how many there were.
     pub async fn expire_shelved(&self, limit: i64) -> Result<u64, Error> {
         let client = self.client().await?;
-        let statement = client.prepare_cached(EXPIRE).await?;
+        let statement = client.prepare_cached(&format!("{EXPIRE}{END}")).await?;
         let gone: i64 = client.query_one(&statement, &[&limit]).await?.get(0);
         Ok(gone.unsigned_abs())
     }

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use eventpulse::config::Roles;
 use eventpulse_testkit::{Receiver, eventually, receiver::Reply};
-use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{Account, App, PATIENCE, config, count, database, postgres, swept_soon};
@@ -100,13 +99,6 @@ async fn wrong_filters_are_named() {
     app.stop().await;
 }
 
-async fn set_state(app: &App, account: &Account, state: &str) {
-    let path = app.url(&format!("/webhooks/{}", account.webhook));
-    let request = app.client.request(Method::PATCH, path).header("x-api-key", &account.key);
-    let response = request.json(&json!({ "state": state })).send().await.expect("an answer");
-    assert_eq!(response.status(), 200);
-}
-
 async fn letters_left(db: &tokio_postgres::Client, n: i64) {
     eventually("old letters are removed", PATIENCE, async || {
         let found = count(db, "SELECT count(*) FROM dlq_entries").await;
@@ -127,7 +119,7 @@ async fn old_dead_letters_are_removed_but_for_those_whose_delivery_is_owed_again
     let account = app.register(&receiver.url("/")).await;
     letters(app, &account, 2550).await;
     // More than one step looks at, so that what is kept must not stand in the way of the rest.
-    set_state(app, &account, "paused").await;
+    app.set_state(&account, "paused").await;
     assert_eq!(bulk(app, &account, json!({ "limit": 1100 })).await.1["requeued"], json!(1100));
     let db = postgres(&app.database).await;
     let old = "UPDATE dlq_entries SET created_at = now() - interval '2 hours'
@@ -136,7 +128,7 @@ async fn old_dead_letters_are_removed_but_for_those_whose_delivery_is_owed_again
     letters_left(&db, 1150).await;
     let kept = "SELECT count(*) FROM dlq_entries JOIN scheduled USING (event_id, webhook_id) WHERE requeued_at IS NOT NULL";
     assert_eq!(count(&db, kept).await, 1100, "what is owed again keeps its letter");
-    set_state(app, &account, "active").await;
+    app.set_state(&account, "active").await;
     letters_left(&db, 50).await;
     let removed: f64 = apps.iter().map(|a| a.metric("eventpulse_dlq_removed_total")).sum();
     assert!((removed - 2500.0).abs() < f64::EPSILON, "{removed}");
