@@ -5,7 +5,7 @@ use std::time::Duration;
 use eventpulse_testkit::{Receiver, eventually, receiver::Reply};
 use serde_json::json;
 
-use crate::harness::{App, PATIENCE, count, postgres, swept_soon};
+use crate::harness::{Account, App, PATIENCE, count, postgres, swept_soon};
 
 async fn becomes(db: &tokio_postgres::Client, what: &str, sql: &str, n: i64) {
     eventually(what, PATIENCE, async || {
@@ -92,5 +92,69 @@ async fn of_too_many_retries_those_that_are_far_away_end() {
     assert_eq!(count(&db, &left(near.webhook)).await, 25, "what may be in Redis stays");
     let attempts = format!("{LIMITED} AND webhook_id = {} AND attempts = 1", far.webhook);
     assert_eq!(count(&db, &attempts).await, 15);
+    app.stop().await;
+}
+
+const DEAD: &str = "SELECT count(*) FROM dlq_entries";
+
+#[tokio::test]
+async fn time_in_a_pause_does_not_count_towards_the_expiry() {
+    let app = App::with("long-pause", |c| {
+        swept_soon(c);
+        // With these a delivery expires after ten seconds.
+        c.deliver.timeout = Duration::from_secs(1);
+        c.deliver.connect_timeout = Duration::from_secs(1);
+    })
+    .await;
+    let receiver = Receiver::start().await;
+    let account = app.register(&receiver.url("/")).await;
+    app.set_state(&account, "paused").await;
+    for n in 0..30 {
+        app.send(&account.key, "t", json!(n)).await;
+    }
+    let db = postgres(&app.database).await;
+    becomes(&db, "all is on the shelf", "SELECT count(*) FROM scheduled WHERE reason = 'paused'", 30).await;
+    let soonest = "SELECT (extract(epoch FROM min(expires_at)) * 1000)::bigint FROM scheduled";
+    let expiry = count(&db, soonest).await;
+    eventually("it would have expired", PATIENCE, async || {
+        let since = count(&db, "SELECT (extract(epoch FROM now()) * 1000)::bigint").await - expiry;
+        if since > 2000 { Ok(()) } else { Err(format!("{since} ms")) }
+    })
+    .await;
+    app.set_state(&account, "active").await;
+    app.settled().await;
+    assert_eq!((receiver.count(), count(&db, DEAD).await), (30, 0));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn what_waited_in_a_pause_has_a_whole_schedule_from_its_end_on() {
+    let app = App::with("resumed", |c| {
+        swept_soon(c);
+        c.retry.schedule = "1500ms".parse().unwrap();
+    })
+    .await;
+    let (receiver, other) = (Receiver::start().await, Receiver::start().await);
+    for receiver in [&receiver, &other] {
+        receiver.script(|r| if r.n < 5 { Reply::status(500) } else { Reply::ok() });
+    }
+    let (account, never) = (app.register(&receiver.url("/")).await, app.register(&other.url("/")).await);
+    for n in 0..5 {
+        app.send(&account.key, "t", json!(n)).await;
+        app.send(&never.key, "t", json!(n)).await;
+    }
+    let db = postgres(&app.database).await;
+    becomes(&db, "all are to be retried", "SELECT count(*) FROM scheduled WHERE reason = 'retry'", 10).await;
+    for state in ["paused", "active"] {
+        app.set_state(&account, state).await;
+    }
+    // As if the pause had been long, and nobody had looked at the rows meanwhile.
+    db.execute("UPDATE scheduled SET expires_at = now() - interval '1 day'", &[]).await.expect("it runs");
+    app.settled().await;
+    let dead = |account: &Account| {
+        format!("{DEAD} WHERE webhook_id = {} AND reason_code = 'expired'", account.webhook)
+    };
+    assert_eq!((receiver.count(), count(&db, &dead(&account)).await), (10, 0));
+    assert_eq!((other.count(), count(&db, &dead(&never)).await), (5, 5), "who was never paused gets no more");
     app.stop().await;
 }
