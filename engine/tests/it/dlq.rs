@@ -99,6 +99,35 @@ async fn wrong_filters_are_named() {
     app.stop().await;
 }
 
+#[tokio::test]
+async fn a_bulk_requeue_does_not_walk_over_what_was_requeued() {
+    let app = App::with("open-letters", swept_soon).await;
+    let receiver = Receiver::start().await;
+    let account = app.register(&receiver.url("/")).await;
+    letters(&app, &account, 5000).await;
+    let db = postgres(&app.database).await;
+    let done =
+        "UPDATE dlq_entries SET requeued_at = now() WHERE id <= (SELECT max(id) FROM dlq_entries) - 100";
+    assert_eq!(db.execute(done, &[]).await.expect("the statement runs"), 4900);
+    db.batch_execute("VACUUM ANALYZE dlq_entries").await.expect("the statement runs");
+    let (_, body) = bulk(&app, &account, json!({ "limit": 60 })).await;
+    assert_eq!((&body["requeued"], &body["remaining"]), (&json!(60), &json!(40)));
+    let (_, body) = bulk(&app, &account, json!({ "after": body["next"] })).await;
+    assert_eq!((&body["requeued"], &body["remaining"]), (&json!(40), &json!(0)));
+    let scans =
+        "SELECT coalesce(max(idx_scan), 0) FROM pg_stat_user_indexes WHERE indexrelname = 'dlq_entries_open'";
+    // What a connection did is told now and then, when it is used.
+    eventually("the index of open letters is used", PATIENCE, async || {
+        bulk(&app, &account, json!({})).await;
+        let found = count(&db, scans).await;
+        if found >= 4 { Ok(()) } else { Err(format!("{found} scans")) }
+    })
+    .await;
+    app.settled().await;
+    assert_eq!(receiver.count(), 100);
+    app.stop().await;
+}
+
 async fn letters_left(db: &tokio_postgres::Client, n: i64) {
     eventually("old letters are removed", PATIENCE, async || {
         let found = count(db, "SELECT count(*) FROM dlq_entries").await;
