@@ -22,6 +22,8 @@ pub enum Requeue {
     Done(Key),
     Unknown,
     AlreadyRequeued,
+    /// The same delivery is on its way already, in a later round.
+    Owed,
     WebhookDisabled,
 }
 
@@ -48,16 +50,25 @@ pub struct Page {
     pub requeued: Vec<Key>,
 }
 
+/// A letter whose delivery is on its way in a later round stays as it is. Of several letters of one delivery all are requeued, by one
+/// round, which is later than any that was tried: after a resend that may be more than the letter's own.
 const REQUEUE: &str = "
 WITH letter AS (
     UPDATE dlq_entries AS d SET requeued_at = date_trunc('milliseconds', clock_timestamp())
     FROM webhooks AS w
     WHERE d.id = ANY ($1::bigint[]) AND d.account_id = $2 AND d.requeued_at IS NULL
       AND w.id = d.webhook_id AND w.state IN ('active', 'paused')
+      AND NOT EXISTS (SELECT FROM scheduled AS s
+          WHERE s.event_id = d.event_id AND s.webhook_id = d.webhook_id AND s.round > d.round)
     RETURNING d.event_id, d.webhook_id, d.round
+), delivery AS (
+    SELECT event_id, webhook_id, max(round) AS round FROM letter GROUP BY event_id, webhook_id
 )
 INSERT INTO scheduled AS old (event_id, webhook_id, round, attempt, next_at, expires_at, reason)
-SELECT event_id, webhook_id, round + 1, 1, now(), now() + $3 * interval '1 millisecond', 'requeued' FROM letter
+SELECT event_id, webhook_id, 1 + greatest(round, (SELECT max(a.round) FROM delivery_attempts AS a
+        WHERE a.event_id = delivery.event_id AND a.webhook_id = delivery.webhook_id)),
+    1, now(), now() + $3 * interval '1 millisecond', 'requeued'
+FROM delivery
 ON CONFLICT (event_id, webhook_id) DO UPDATE SET round = excluded.round, attempt = 1, next_at = excluded.next_at,
     expires_at = excluded.expires_at, reason = excluded.reason WHERE old.round < excluded.round
 RETURNING event_id, webhook_id";
@@ -140,10 +151,13 @@ impl Store {
         if let Some(row) = client.query_opt(REQUEUE, &[&vec![id], &account, &expires]).await? {
             return Ok(Requeue::Done((row.get(0), row.get(1))));
         }
-        let sql = "SELECT requeued_at IS NOT NULL FROM dlq_entries WHERE id = $1 AND account_id = $2";
+        let sql = "SELECT requeued_at IS NOT NULL, EXISTS (SELECT FROM scheduled AS s
+                       WHERE s.event_id = d.event_id AND s.webhook_id = d.webhook_id AND s.round > d.round)
+                   FROM dlq_entries AS d WHERE id = $1 AND account_id = $2";
         Ok(match client.query_opt(sql, &[&id, &account]).await? {
             None => Requeue::Unknown,
             Some(row) if row.get(0) => Requeue::AlreadyRequeued,
+            Some(row) if row.get(1) => Requeue::Owed,
             Some(_) => Requeue::WebhookDisabled,
         })
     }

@@ -167,3 +167,83 @@ async fn old_dead_letters_are_removed_but_for_those_whose_delivery_is_owed_again
         app.stop().await;
     }
 }
+
+async fn resend(app: &App, account: &Account, event: &Value) -> u16 {
+    let request = app.client.post(app.url(&format!("/events/{event}/resend")));
+    let request = request.header("x-api-key", &account.key).json(&json!({ "webhookId": account.webhook }));
+    request.send().await.expect("an answer").status().as_u16()
+}
+
+#[tokio::test]
+async fn a_resend_requeues_the_dead_letter_of_its_delivery() {
+    let app = App::with("resent-letter", swept_soon).await;
+    let receiver = Receiver::start().await;
+    let account = app.register(&receiver.url("/")).await;
+    letters(&app, &account, 20).await;
+    app.set_state(&account, "paused").await;
+    let entries = app.get(&account.key, "/dlq").await.1["dlqEntries"].as_array().unwrap().clone();
+    let (first, others) = entries.split_first().unwrap();
+    let retry = format!("/dlq/{}/retry", first["id"]);
+    assert_eq!(resend(&app, &account, &first["eventId"]).await, 200);
+    let (status, body) = app.post(&account.key, &retry).await;
+    assert_eq!((status, &body["error"]["code"]), (409, &json!("already_requeued")), "{body}");
+    let shown = app.get(&account.key, "/dlq").await.1["dlqEntries"][0].clone();
+    assert!(shown["id"] == first["id"] && shown["requeuedAt"].is_string(), "{shown}");
+    // At the same time, one of the two wins, and neither waits for the other for ever.
+    for entry in others {
+        let path = format!("/dlq/{}/retry", entry["id"]);
+        let (resent, requeued) =
+            tokio::join!(resend(&app, &account, &entry["eventId"]), app.post(&account.key, &path));
+        let statuses = std::collections::BTreeSet::from([resent, requeued.0]);
+        assert_eq!(statuses, [200, 409].into(), "{entry}");
+    }
+    assert_eq!(bulk(&app, &account, json!({})).await.1["requeued"], json!(0));
+    app.set_state(&account, "active").await;
+    app.settled().await;
+    assert_eq!(receiver.count(), 20, "each delivery once");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_waits_for_a_later_round_of_its_delivery() {
+    let app = App::with("later-round", swept_soon).await;
+    let receiver = Receiver::start().await;
+    let account = app.register(&receiver.url("/")).await;
+    letters(&app, &account, 1).await;
+    app.set_state(&account, "paused").await;
+    let db = postgres(&app.database).await;
+    // Two letters of one delivery, whose third round is on its way.
+    db.batch_execute(
+        "INSERT INTO dlq_entries (account_id, event_id, webhook_id, round, attempts, reason, reason_code)
+             SELECT account_id, event_id, webhook_id, 2, 3, reason, reason_code FROM dlq_entries;
+         INSERT INTO scheduled SELECT event_id, webhook_id, 3, 1, now() + interval '1 h', now() + interval '1 day', 'retry'
+             FROM dlq_entries WHERE round = 2",
+    )
+    .await
+    .expect("the statements run");
+    for entry in app.get(&account.key, "/dlq").await.1["dlqEntries"].as_array().unwrap() {
+        let (status, body) = app.post(&account.key, &format!("/dlq/{}/retry", entry["id"])).await;
+        assert_eq!((status, &body["error"]["code"]), (409, &json!("already_scheduled")), "{body}");
+    }
+    let (_, body) = bulk(&app, &account, json!({})).await;
+    assert_eq!((&body["requeued"], &body["skipped"]), (&json!(0), &json!(2)), "{body}");
+    let open = "SELECT count(*) FROM dlq_entries WHERE requeued_at IS NULL";
+    assert_eq!(count(&db, open).await, 2, "they can be requeued later");
+    db.batch_execute(
+        "WITH s AS (DELETE FROM scheduled RETURNING *)
+         INSERT INTO delivery_attempts (event_id, webhook_id, round, attempt, status, reason_code, duration_ms, created_at)
+             SELECT event_id, webhook_id, round, attempt, 'success', 'ok', 1, now() FROM s",
+    )
+    .await
+    .expect("the statement runs");
+    let (status, body) = bulk(&app, &account, json!({})).await;
+    assert_eq!((status, &body["requeued"]), (200, &json!(1)), "both by one round: {body}");
+    assert_eq!(count(&db, open).await, 0);
+    app.set_state(&account, "active").await;
+    app.settled().await;
+    assert_eq!(receiver.count(), 1);
+    let rounds = "SELECT max(round)::bigint FROM delivery_attempts WHERE status = 'success'";
+    assert_eq!(count(&db, rounds).await, 4, "a round that was never tried");
+    assert_eq!(app.metric("eventpulse_deliver_repeats_total"), 0.0);
+    app.stop().await;
+}
