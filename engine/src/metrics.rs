@@ -107,6 +107,7 @@ catalogue! {
         shelved_breaker: Counter "eventpulse_lane_shelved_total" ["reason" = "breaker"] "Deliveries moved to the schedule until their lane pulls them, by reason.";
         shelved_backlog: Counter "eventpulse_lane_shelved_total" ["reason" = "backlog"] "Deliveries moved to the schedule until their lane pulls them, by reason.";
         shelved_paused: Counter "eventpulse_lane_shelved_total" ["reason" = "paused"] "Deliveries moved to the schedule until their lane pulls them, by reason.";
+        backlog_limited: Counter "eventpulse_lane_backlog_limited_total" "Deliveries dead-lettered because more waited for their webhook than lane.backlog_max.";
         pulled: Counter "eventpulse_lane_pulled_total" "Shelved deliveries that lanes pulled back.";
         slow: Gauge "eventpulse_lane_slow" "Lanes that draw from the slow pool.";
         rate_waits: Counter "eventpulse_lane_rate_waits_total" "Requests that waited for their webhook's rate limit.";
@@ -154,6 +155,7 @@ catalogue! {
     Dlq "Dead letters." {
         added: Counter "eventpulse_dlq_entries_total" "Deliveries that ended as dead letters.";
         requeued: Counter "eventpulse_dlq_requeued_total" "Dead letters requeued.";
+        removed: Counter "eventpulse_dlq_removed_total" "Dead letters removed because they are older than dlq.retention.";
     }
     Replay "What accounts ask for of the past." {
         scheduled: Counter "eventpulse_replay_scheduled_total" "Missed deliveries put into the schedule by replays.";

@@ -48,6 +48,7 @@ section!(
         lane: Lane = Lane::default(),
         deliver: Deliver = Deliver::default(),
         retry: Retry = Retry::default(),
+        dlq: Dlq = Dlq::default(),
         webhooks: Webhooks = Webhooks::default(),
         recover: Recover = Recover::default(),
         log: Log = Log::default(),
@@ -196,6 +197,9 @@ section!(
         /// One webhook has at most half. Further ones are parked in `scheduled`, which costs Postgres more than a delivery. 0
         /// parks all.
         deferred_max: usize = 524_288,
+        /// Deliveries of one webhook that may wait in `scheduled`; beyond it the oldest end as dead letters. 0 sets no bound:
+        /// then one dead endpoint may fill the disk.
+        backlog_max: usize = 1_000_000,
         /// Failures in a row that open a webhook's circuit breaker; a time-out counts as four. 0 switches breakers off.
         breaker_failures: u32 = 16,
         /// From opening to the first probe; each further one waits twice as long. Shorter notices sooner that an endpoint
@@ -257,6 +261,16 @@ section!(
         /// Longest wait that an endpoint's Retry-After may ask for.
         #[serde(with = "span")]
         retry_after_max: Duration = Duration::from_secs(3600),
+    }
+);
+
+section!(
+    /// Dead letters.
+    Dlq {
+        /// Dead letters older than this are removed; 0 keeps them for ever. Shorter loses what nobody looked at in time,
+        /// longer takes disk.
+        #[serde(with = "span")]
+        retention: Duration = Duration::from_secs(30 * 86_400),
     }
 );
 

@@ -106,6 +106,10 @@ impl Config {
         }
         need(self.retry.jitter_percent <= 100, "retry.jitter_percent must be within 0..100");
         need(
+            self.dlq.retention <= Duration::from_secs(3650 * 86_400),
+            "dlq.retention must be at most ten years; 0 stands for ever",
+        );
+        need(
             self.webhooks.disable_after <= Duration::from_secs(3650 * 86_400),
             "webhooks.disable_after must be at most ten years; 0 stands for never",
         );

@@ -169,6 +169,8 @@ impl Dispatcher {
         let due = Due::new(redis.commands()?, keys.clone(), config.retry.due_max);
         let intake = Intake::new(context.clone(), ring);
         let reader = Reader::new(redis.clone(), keys, consumer);
+        let (horizon, spare_ms) = (config.retry.horizon, context.spare_ms());
+        let feeder = crate::retry::feeder::run(store, due.clone(), horizon, spare_ms, metrics, stop.clone());
         let loops = vec![
             tokio::spawn(intake.clone().run(reader, claims.clone(), stop.clone())),
             tokio::spawn(watch::claims(intake, claims.clone(), stop.clone())),
@@ -178,7 +180,7 @@ impl Dispatcher {
             tokio::spawn(health::run(context.clone(), stop.clone())),
             tokio::spawn(shelf::run(context.clone(), due.clone(), stop.clone())),
             tokio::spawn(retries::run(context.clone(), due.clone(), stop.clone())),
-            tokio::spawn(crate::retry::feeder::run(store, due.clone(), config.retry.horizon, metrics, stop)),
+            tokio::spawn(feeder),
         ];
         // Beats go on through the drain: what is in flight is still in hand.
         let beats_stop = signal::Sender::new(false);
@@ -284,6 +286,11 @@ impl Context {
             config: config.clone(),
             metrics,
         })
+    }
+
+    /// How long, in milliseconds, what waited in a pause has from its end on.
+    fn spare_ms(&self) -> i64 {
+        i64::try_from(self.policy.expiry().as_millis()).unwrap_or(i64::MAX)
     }
 
     /// This process's part of a webhook's limits: the others take theirs.

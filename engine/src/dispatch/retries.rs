@@ -90,7 +90,7 @@ async fn round(context: &Arc<Context>, due: &mut Due) -> Result<usize, Failure> 
 
 /// The rows whose time has come. Members that nothing is owed for are forgotten, and those that are early go back.
 async fn look_up(context: &Context, due: &mut Due, keys: &[Key]) -> Result<Vec<Owed>, Failure> {
-    let mut owed = context.store.owed(keys).await?;
+    let mut owed = context.store.owed(keys, context.spare_ms()).await?;
     forget_stale(context, due, keys, &owed).await?;
     // The row was moved on while its member was not: the row is right.
     let early: Vec<(Key, i64)> =

@@ -138,7 +138,7 @@ async fn try_probe(
     let mut oldest = context.store.pull_shelved(webhook, 1).await?;
     // Its row is due now; in `due` with our lease on it nobody else takes it meanwhile.
     due.feed(&oldest.iter().map(|key| (*key, lease_ms)).collect::<Vec<_>>()).await?;
-    let owed = context.store.owed(&oldest).await?.into_iter().next();
+    let owed = context.store.owed(&oldest, context.spare_ms()).await?.into_iter().next();
     let delivery = match (oldest.pop(), owed) {
         (Some(_), Some(row)) => context.retry_of(row, until, term).await?,
         _ => None,

@@ -8,7 +8,12 @@ use super::{BEAT_PATIENCE, Common, Error};
 use crate::{
     config::Roles,
     ingest::marks,
-    recover::{sweep::Sweep, takeover::Keeper, upkeep::Upkeep},
+    recover::{
+        backlog::Cap,
+        sweep::Sweep,
+        takeover::Keeper,
+        upkeep::{OldLetters, Upkeep},
+    },
     retry::schedule::Policy,
     store::{Link, Store},
     stream::{self, consumer::Claims, due::Due},
@@ -54,6 +59,8 @@ pub(super) fn start(
         me: common.instance,
         every: config.recover.sweep_every,
         disable_after: config.webhooks.disable_after,
+        cap: Cap::new(config.lane.backlog_max, config.retry.horizon),
+        letters: OldLetters::new(config.dlq.retention),
         metrics: metrics.clone(),
     };
     let every = config.ingest.mark_flush;

@@ -146,6 +146,10 @@ pub(super) async fn retry(
             "already_requeued",
             "this dead letter was requeued before; look at its event's attempts",
         )),
+        Requeue::Owed => Err(ApiError::conflict(
+            "already_scheduled",
+            "this delivery is on its way already; see GET /events/:id, and try again once it has ended",
+        )),
         Requeue::WebhookDisabled => {
             Err(ApiError::conflict("webhook_disabled", "the webhook of this dead letter is disabled"))
         }

@@ -1,14 +1,20 @@
-//! Upkeep: what is to be done once in a while and by one process: disabling webhooks that have failed for too long.
+//! Upkeep: what is to be done once in a while and by one process: disabling webhooks that have failed for too long,
+//! removing old dead letters, and cutting backlogs that are too long.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
+use super::backlog::Cap;
 use crate::{
     metrics::Metrics,
     store::{Error, Link, Store, failing::Cause},
     stream,
 };
+
+/// Steps of one round through the old dead letters, of 1,000 letters each: 4,000 a second with the default pause, far more than
+/// die in the long run.
+const LETTERS_STEPS: usize = 20;
 
 /// What the upkeep needs.
 pub struct Upkeep {
@@ -20,7 +26,23 @@ pub struct Upkeep {
     pub every: Duration,
     /// Zero for never.
     pub disable_after: Duration,
+    pub letters: OldLetters,
+    pub cap: Cap,
     pub metrics: Arc<Metrics>,
+}
+
+/// How far the removal of old dead letters has come.
+pub struct OldLetters {
+    /// Zero keeps them for ever.
+    keep: Duration,
+    /// Those up to this id have been looked at: what is kept at the front does not stop the rest.
+    after: i64,
+}
+
+impl OldLetters {
+    pub fn new(keep: Duration) -> OldLetters {
+        OldLetters { keep, after: 0 }
+    }
 }
 
 fn ms(duration: Duration) -> i64 {
@@ -44,7 +66,26 @@ impl Upkeep {
         if !self.lock.try_upkeep_lock().await? {
             return Ok(());
         }
-        self.disable_failing().await
+        self.disable_failing().await?;
+        self.remove_old_letters().await?;
+        self.cap.round(&self.store, &self.metrics).await
+    }
+
+    async fn remove_old_letters(&mut self) -> Result<(), Error> {
+        if self.letters.keep.is_zero() {
+            return Ok(());
+        }
+        let keep_ms = ms(self.letters.keep);
+        for _ in 0..LETTERS_STEPS {
+            let removed = self.store.remove_old_letters(self.letters.after, keep_ms).await?;
+            self.metrics.dlq.removed.increment(removed.letters);
+            // From the beginning again once the young ones are reached: what was kept may have ended.
+            self.letters.after = removed.next.unwrap_or(0);
+            if removed.next.is_none() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     async fn disable_failing(&self) -> Result<(), Error> {

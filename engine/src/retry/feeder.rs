@@ -17,17 +17,18 @@ const PASS_MAX: i64 = 5000;
 const EXPIRE_MAX: u64 = 1000;
 const EXPIRE_STEPS: usize = 20;
 
-/// Feeds `due` until stopped.
+/// Feeds `due` until stopped. `spare_ms` is what is left after a pause to what waited in it.
 pub async fn run(
     store: Store,
     mut due: Due,
     horizon: Duration,
+    spare_ms: i64,
     metrics: Arc<Metrics>,
     mut stop: watch::Receiver<bool>,
 ) {
     let horizon_ms = i64::try_from(horizon.as_millis()).unwrap_or(i64::MAX);
     loop {
-        if let Err(error) = pass(&store, &mut due, horizon_ms, &metrics).await {
+        if let Err(error) = pass(&store, &mut due, (horizon_ms, spare_ms), &metrics).await {
             tracing::debug!(error = crate::chain(&*error), "nothing fed into due");
         }
         tokio::select! {
@@ -40,16 +41,16 @@ pub async fn run(
 async fn pass(
     store: &Store,
     due: &mut Due,
-    horizon_ms: i64,
+    (horizon_ms, spare_ms): (i64, i64),
     metrics: &Metrics,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     metrics.retry.due.set(due.depth().await? as f64);
     // What nobody pulled in time ends here, without a call.
     for _ in 0..EXPIRE_STEPS {
-        let expired = store.expire_shelved(EXPIRE_MAX as i64).await?;
-        metrics.retry.expired.increment(expired);
-        metrics.dlq.added.increment(expired);
-        if expired < EXPIRE_MAX {
+        let expired = store.expire_shelved(EXPIRE_MAX as i64, spare_ms).await?;
+        metrics.retry.expired.increment(expired.gone);
+        metrics.dlq.added.increment(expired.gone);
+        if expired.looked < EXPIRE_MAX {
             break;
         }
     }

@@ -27,6 +27,8 @@ pub enum Requeue {
     Done(Key),
     Unknown,
     AlreadyRequeued,
+    /// The same delivery is on its way already, in a later round.
+    Owed,
     WebhookDisabled,
 }
 
@@ -53,17 +55,26 @@ pub struct Page {
     pub requeued: Vec<Key>,
 }
 
+/// A letter whose delivery is on its way in a later round stays as it is. Of several letters of one delivery all are requeued, by one
+/// round, which is later than any that was tried: after a resend that may be more than the letter's own.
 const REQUEUE: &str = "
 WITH letter AS (
     UPDATE dlq_entries AS d SET requeued_at = date_trunc('milliseconds', clock_timestamp())
     FROM webhooks AS w, unnest($1::bigint[], $3::bigint[]) AS asked (id, expires_ms)
     WHERE d.id = asked.id AND d.account_id = $2 AND d.requeued_at IS NULL
       AND w.id = d.webhook_id AND w.state IN ('active', 'paused')
+      AND NOT EXISTS (SELECT FROM scheduled AS s
+          WHERE s.event_id = d.event_id AND s.webhook_id = d.webhook_id AND s.round > d.round)
     RETURNING d.event_id, d.webhook_id, d.round, asked.expires_ms
+), delivery AS (
+    SELECT event_id, webhook_id, max(round) AS round, max(expires_ms) AS expires_ms
+    FROM letter GROUP BY event_id, webhook_id
 )
 INSERT INTO scheduled AS old (event_id, webhook_id, round, attempt, next_at, expires_at, reason)
-SELECT event_id, webhook_id, round + 1, 1, now(), now() + expires_ms * interval '1 millisecond', 'requeued'
-FROM letter
+SELECT event_id, webhook_id, 1 + greatest(round, (SELECT max(a.round) FROM delivery_attempts AS a
+        WHERE a.event_id = delivery.event_id AND a.webhook_id = delivery.webhook_id)),
+    1, now(), now() + expires_ms * interval '1 millisecond', 'requeued'
+FROM delivery
 ON CONFLICT (event_id, webhook_id) DO UPDATE SET round = excluded.round, attempt = 1, next_at = excluded.next_at,
     expires_at = excluded.expires_at, reason = excluded.reason WHERE old.round < excluded.round
 RETURNING event_id, webhook_id";
@@ -73,7 +84,43 @@ fn rounds(rows: &[Row], expiry: Expiry<'_>) -> (Vec<i64>, Vec<i64>) {
     rows.iter().map(|row| (row.get::<_, i64>(0), expiry(&timing(row, 1)))).unzip()
 }
 
+/// Looks at the next 1,000 letters by primary key (a number and no parameter, so that every plan knows it) and removes those of them that are old: ids are given out in the order of time,
+/// so no index by age is needed, and a page with a young one in it is the last. What is still owed keeps its letter, which
+/// says where it came from; one that is requeued at this moment is locked or no longer as it was looked at.
+const REMOVE_OLD: &str = "
+WITH page AS MATERIALIZED (
+    SELECT id, requeued_at, created_at < now() - $2 * interval '1 millisecond' AS old
+    FROM dlq_entries WHERE id > $1 ORDER BY id LIMIT 1000
+), gone AS (
+    DELETE FROM dlq_entries WHERE id = ANY (ARRAY(
+        SELECT d.id FROM page JOIN dlq_entries AS d ON d.id = page.id
+        WHERE page.old AND d.requeued_at IS NOT DISTINCT FROM page.requeued_at
+            AND NOT EXISTS (SELECT FROM scheduled AS s WHERE s.event_id = d.event_id AND s.webhook_id = d.webhook_id)
+        FOR UPDATE OF d SKIP LOCKED))
+    RETURNING id
+)
+SELECT (SELECT count(*) FROM gone), max(id), count(*) = 1000 AND bool_and(old) FROM page";
+
+/// What came of one step through the old letters.
+#[derive(Debug)]
+pub struct Removed {
+    pub letters: u64,
+    /// The id to go on after; none when the rest is not old enough.
+    pub next: Option<i64>,
+}
+
 impl Store {
+    /// Removes those of the next 1,000 dead letters after `after` that are older than `age_ms` and have nothing owed.
+    pub async fn remove_old_letters(&self, after: i64, age_ms: i64) -> Result<Removed, Error> {
+        let client = self.client().await?;
+        let age = age_ms as f64;
+        let statement = client.prepare_cached(REMOVE_OLD).await?;
+        let row = client.query_one(&statement, &[&after, &age]).await?;
+        let (letters, last): (i64, Option<i64>) = (row.get(0), row.get(1));
+        let goes_on = row.get::<_, Option<bool>>(2) == Some(true);
+        Ok(Removed { letters: letters.unsigned_abs(), next: last.filter(|_| goes_on) })
+    }
+
     /// An account's dead letters that a filter names, newest first, below `before`.
     pub async fn list_dlq(
         &self,
@@ -117,10 +164,13 @@ impl Store {
         if let Some(row) = client.query_opt(REQUEUE, &[&ids, &account, &expires]).await? {
             return Ok(Requeue::Done((row.get(0), row.get(1))));
         }
-        let sql = "SELECT requeued_at IS NOT NULL FROM dlq_entries WHERE id = $1 AND account_id = $2";
+        let sql = "SELECT requeued_at IS NOT NULL, EXISTS (SELECT FROM scheduled AS s
+                       WHERE s.event_id = d.event_id AND s.webhook_id = d.webhook_id AND s.round > d.round)
+                   FROM dlq_entries AS d WHERE id = $1 AND account_id = $2";
         Ok(match client.query_opt(sql, &[&id, &account]).await? {
             None => Requeue::Unknown,
             Some(row) if row.get(0) => Requeue::AlreadyRequeued,
+            Some(row) if row.get(1) => Requeue::Owed,
             Some(_) => Requeue::WebhookDisabled,
         })
     }

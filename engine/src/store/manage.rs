@@ -58,6 +58,7 @@ w AS (UPDATE webhooks SET version = config_version,
         WHEN $7::text IN ('active', 'paused') THEN NULL ELSE until_version END,
     disabled_reason = CASE WHEN $7::text = 'disabled' THEN coalesce(disabled_reason, 'by the account')
         WHEN $7::text IN ('active', 'paused') THEN NULL ELSE disabled_reason END,
+    resumed_at = CASE WHEN state = 'paused' AND $7::text = 'active' THEN now() ELSE resumed_at END,
     failing_since = CASE WHEN $4::text IS NOT NULL OR $7::text IN ('active', 'paused') THEN NULL ELSE failing_since END,
     still_failing_at = NULL,
     state = coalesce($7::text, state), headers = coalesce($8::text[], headers),

@@ -4,6 +4,7 @@
 //! recorder each have a connection of their own ([`Link`]), one statement or transaction in flight at a time.
 
 pub mod accounts;
+pub mod backlog;
 pub mod batches;
 pub mod beats;
 mod connect;

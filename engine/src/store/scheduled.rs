@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Error, Store, Text};
+use super::{Error, Store, Text, shelf::SPARED_UNTIL};
 use crate::model::{AccountId, Event, Key, Try};
 
 /// A scheduled delivery with its event.
@@ -18,17 +18,21 @@ pub struct Owed {
 }
 
 impl Store {
-    /// The rows behind leased members of `due`. Members without a row are missing from the answer.
-    pub async fn owed(&self, keys: &[Key]) -> Result<Vec<Owed>, Error> {
+    /// The rows behind leased members of `due`. Members without a row are missing from the answer. What waited in a pause has
+    /// `spare_ms` from its end on before it counts as expired.
+    pub async fn owed(&self, keys: &[Key], spare_ms: i64) -> Result<Vec<Owed>, Error> {
         let (events, webhooks) = columns(keys);
         let client = self.client().await?;
-        let sql = "SELECT s.event_id, s.webhook_id, s.round, s.attempt,
-                          (extract(epoch FROM s.next_at - now()) * 1000)::bigint, s.expires_at < now(),
-                          e.account_id, e.type, e.payload, e.created_at
-                   FROM unnest($1::bigint[], $2::bigint[]) AS k (event_id, webhook_id)
-                   JOIN scheduled AS s USING (event_id, webhook_id) LEFT JOIN events AS e ON e.id = s.event_id";
-        let statement = client.prepare_cached(sql).await?;
-        let rows = client.query(&statement, &[&events, &webhooks]).await?;
+        let sql = format!(
+            "SELECT s.event_id, s.webhook_id, s.round, s.attempt,
+                    (extract(epoch FROM s.next_at - now()) * 1000)::bigint,
+                    greatest(s.expires_at, {SPARED_UNTIL}) < now(), e.account_id, e.type, e.payload, e.created_at
+             FROM unnest($1::bigint[], $2::bigint[]) AS k (event_id, webhook_id)
+             JOIN scheduled AS s USING (event_id, webhook_id) LEFT JOIN events AS e ON e.id = s.event_id
+             LEFT JOIN webhooks AS h ON h.id = s.webhook_id"
+        );
+        let statement = client.prepare_cached(&sql).await?;
+        let rows = client.query(&statement, &[&events, &webhooks, &(spare_ms as f64)]).await?;
         Ok(rows
             .iter()
             .map(|row| Owed {

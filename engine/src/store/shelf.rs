@@ -20,6 +20,15 @@ SELECT f.webhook_id, coalesce(h.state, 'deleted') IN ('disabled', 'deleted')
 FROM (SELECT webhook_id FROM w LIMIT $1) AS f LEFT JOIN webhooks AS h ON h.id = f.webhook_id
 WHERE f.webhook_id IS NOT NULL AND h.state IS DISTINCT FROM 'paused'";
 
+/// What one look at shelved deliveries whose time is up came to.
+#[derive(Clone, Copy, Debug)]
+pub struct Expired {
+    /// Dead-lettered.
+    pub gone: u64,
+    /// These, and those that were given more time.
+    pub looked: u64,
+}
+
 const PULL: &str = "
 UPDATE scheduled SET next_at = now(), reason = 'parked' WHERE (event_id, webhook_id) IN (
     SELECT event_id, webhook_id FROM scheduled
@@ -28,27 +37,46 @@ UPDATE scheduled SET next_at = now(), reason = 'parked' WHERE (event_id, webhook
     ORDER BY event_id LIMIT $2 FOR UPDATE SKIP LOCKED)
 RETURNING event_id";
 
-/// The attempt that was not made is recorded as the one that ended it, so that every outcome has a row.
-const EXPIRE: &str = "
-WITH gone AS (
-    DELETE FROM scheduled WHERE (event_id, webhook_id) IN (
-        SELECT event_id, webhook_id FROM scheduled
-        WHERE next_at <= now() AND expires_at <= now() AND reason IN ('breaker', 'backlog', 'paused')
-        ORDER BY next_at LIMIT $1 FOR UPDATE SKIP LOCKED)
-    RETURNING event_id, webhook_id, round, attempt, reason
-), attempts AS (
+/// Ends what a statement took out of the schedule as `gone`, with the code and the text of a reason. The attempt that was not
+/// made is recorded as the one that ended it, so that every outcome has a row.
+pub(super) const END: &str = "
+attempts AS (
     INSERT INTO delivery_attempts (event_id, webhook_id, round, attempt, status, error, reason_code, duration_ms, created_at)
-    SELECT event_id, webhook_id, round, attempt, 'dead', 'its time was up while it waited: ' || reason,
-        'expired_while_parked', 0, date_trunc('milliseconds', clock_timestamp())
+    SELECT event_id, webhook_id, round, attempt, 'dead', why, code, 0, date_trunc('milliseconds', clock_timestamp())
     FROM gone ON CONFLICT DO NOTHING
 ), letters AS (
     INSERT INTO dlq_entries (account_id, event_id, webhook_id, round, attempts, reason, reason_code)
-    SELECT e.account_id, g.event_id, g.webhook_id, g.round, g.attempt - 1, 'its time was up while it waited: ' || g.reason,
-        'expired_while_parked'
+    SELECT e.account_id, g.event_id, g.webhook_id, g.round, g.attempt - 1, g.why, g.code
     FROM gone AS g JOIN events AS e ON e.id = g.event_id
     ON CONFLICT (event_id, webhook_id, round) DO NOTHING
-)
-SELECT count(*) FROM gone";
+) SELECT (SELECT count(*) FROM gone)";
+
+/// Until when nothing of a webhook `h` expires; null for one that was never paused. Time in a pause does not count: as long as it
+/// lasts there is no end, and from its end on what waited has a whole schedule, the deployment's ($3, in milliseconds) or
+/// the webhook's own if its waits are longer. Asked where an expiry is, and not written into a million rows when a webhook is resumed.
+pub(super) const SPARED_UNTIL: &str = "
+    CASE h.state WHEN 'paused' THEN now() WHEN 'active' THEN h.resumed_at END + interval '1 millisecond'
+        * greatest($3::float8, 1.2 * (SELECT sum(wait) FROM unnest(h.retry_waits_ms) AS wait))";
+
+/// What is spared is moved on, or it would stand in the way of the rest at every look.
+fn expire() -> String {
+    format!(
+        "WITH up AS MATERIALIZED (
+            SELECT s.event_id, s.webhook_id, {SPARED_UNTIL} AS spared
+            FROM scheduled AS s LEFT JOIN webhooks AS h ON h.id = s.webhook_id
+            WHERE s.next_at <= now() AND s.expires_at <= now() AND s.reason IN ('breaker', 'backlog', 'paused')
+            ORDER BY s.next_at LIMIT $1 FOR UPDATE OF s SKIP LOCKED
+        ), spared AS (
+            UPDATE scheduled AS s SET next_at = up.spared, expires_at = up.spared FROM up
+            WHERE s.event_id = up.event_id AND s.webhook_id = up.webhook_id AND up.spared > now()
+        ), gone AS (
+            DELETE FROM scheduled AS s USING up
+            WHERE s.event_id = up.event_id AND s.webhook_id = up.webhook_id AND (up.spared > now()) IS NOT TRUE
+            RETURNING s.event_id, s.webhook_id, s.round, s.attempt, $2::text AS code,
+                'its time was up while it waited: ' || s.reason AS why
+        ), {END}, (SELECT count(*) FROM up)"
+    )
+}
 
 impl Store {
     /// Webhooks for which something is shelved, but for paused ones, and whether each is disabled or gone.
@@ -67,11 +95,13 @@ impl Store {
         Ok(rows.iter().map(|row| (row.get::<_, EventId>(0), webhook)).collect())
     }
 
-    /// Dead-letters up to `limit` shelved deliveries whose time is up. Returns how many there were.
-    pub async fn expire_shelved(&self, limit: i64) -> Result<u64, Error> {
+    /// Looks at up to `limit` shelved deliveries whose time is up, and dead-letters those that are not [spared](SPARED_UNTIL).
+    pub async fn expire_shelved(&self, limit: i64, spare_ms: i64) -> Result<Expired, Error> {
         let client = self.client().await?;
-        let statement = client.prepare_cached(EXPIRE).await?;
-        let gone: i64 = client.query_one(&statement, &[&limit]).await?.get(0);
-        Ok(gone.unsigned_abs())
+        let statement = client.prepare_cached(&expire()).await?;
+        let row =
+            client.query_one(&statement, &[&limit, &"expired_while_parked", &(spare_ms as f64)]).await?;
+        let (gone, looked): (i64, i64) = (row.get(0), row.get(1));
+        Ok(Expired { gone: gone.unsigned_abs(), looked: looked.unsigned_abs() })
     }
 }

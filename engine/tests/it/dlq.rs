@@ -1,4 +1,4 @@
-//! Dead letters by filter, and many of them brought back at once.
+//! Dead letters by filter, many of them brought back at once, and what becomes of old ones.
 
 use std::time::Duration;
 
@@ -141,5 +141,154 @@ async fn wrong_filters_are_named() {
         let (status, answer) = bulk(&app, &account, body).await;
         assert_eq!((status, &answer["error"]["code"]), (400, &json!(code)));
     }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_bulk_requeue_does_not_walk_over_what_was_requeued() {
+    let app = App::with("open-letters", swept_soon).await;
+    let receiver = Receiver::start().await;
+    let account = app.register(&receiver.url("/")).await;
+    letters(&app, &account, 5000).await;
+    let db = postgres(&app.database).await;
+    let done =
+        "UPDATE dlq_entries SET requeued_at = now() WHERE id <= (SELECT max(id) FROM dlq_entries) - 100";
+    assert_eq!(db.execute(done, &[]).await.expect("the statement runs"), 4900);
+    db.batch_execute("VACUUM ANALYZE dlq_entries").await.expect("the statement runs");
+    let (_, body) = bulk(&app, &account, json!({ "limit": 60 })).await;
+    assert_eq!((&body["requeued"], &body["remaining"]), (&json!(60), &json!(40)));
+    let (_, body) = bulk(&app, &account, json!({ "after": body["next"] })).await;
+    assert_eq!((&body["requeued"], &body["remaining"]), (&json!(40), &json!(0)));
+    let scans =
+        "SELECT coalesce(max(idx_scan), 0) FROM pg_stat_user_indexes WHERE indexrelname = 'dlq_entries_open'";
+    // What a connection did is told now and then, when it is used.
+    eventually("the index of open letters is used", PATIENCE, async || {
+        bulk(&app, &account, json!({})).await;
+        let found = count(&db, scans).await;
+        if found >= 4 { Ok(()) } else { Err(format!("{found} scans")) }
+    })
+    .await;
+    app.settled().await;
+    assert_eq!(receiver.count(), 100);
+    app.stop().await;
+}
+
+async fn letters_left(db: &tokio_postgres::Client, n: i64) {
+    eventually("old letters are removed", PATIENCE, async || {
+        let found = count(db, "SELECT count(*) FROM dlq_entries").await;
+        if found == n { Ok(()) } else { Err(format!("{found}, not {n}")) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn old_dead_letters_are_removed_but_for_those_whose_delivery_is_owed_again() {
+    let url = database("retention").await;
+    let mut config = config(&url);
+    swept_soon(&mut config);
+    config.dlq.retention = Duration::from_secs(3600);
+    let apps = [App::of(config.clone(), Roles::Both).await, App::of(config, Roles::Both).await];
+    let app = &apps[0];
+    let receiver = Receiver::start().await;
+    let account = app.register(&receiver.url("/")).await;
+    letters(app, &account, 2550).await;
+    // More than one step looks at, so that what is kept must not stand in the way of the rest.
+    app.set_state(&account, "paused").await;
+    assert_eq!(bulk(app, &account, json!({ "limit": 1100 })).await.1["requeued"], json!(1100));
+    let db = postgres(&app.database).await;
+    let old = "UPDATE dlq_entries SET created_at = now() - interval '2 hours'
+               WHERE id <= (SELECT id FROM dlq_entries ORDER BY id OFFSET 2499 LIMIT 1)";
+    assert_eq!(db.execute(old, &[]).await.expect("the statement runs"), 2500);
+    letters_left(&db, 1150).await;
+    let kept = "SELECT count(*) FROM dlq_entries JOIN scheduled USING (event_id, webhook_id) WHERE requeued_at IS NOT NULL";
+    assert_eq!(count(&db, kept).await, 1100, "what is owed again keeps its letter");
+    app.set_state(&account, "active").await;
+    letters_left(&db, 50).await;
+    let removed: f64 = apps.iter().map(|a| a.metric("eventpulse_dlq_removed_total")).sum();
+    assert!((removed - 2500.0).abs() < f64::EPSILON, "{removed}");
+    app.settled().await;
+    assert_eq!(receiver.count(), 1100);
+    for app in apps {
+        app.stop().await;
+    }
+}
+
+async fn resend(app: &App, account: &Account, event: &Value) -> u16 {
+    let request = app.client.post(app.url(&format!("/events/{event}/resend")));
+    let request = request.header("x-api-key", &account.key).json(&json!({ "webhookId": account.webhook }));
+    request.send().await.expect("an answer").status().as_u16()
+}
+
+#[tokio::test]
+async fn a_resend_requeues_the_dead_letter_of_its_delivery() {
+    let app = App::with("resent-letter", swept_soon).await;
+    let receiver = Receiver::start().await;
+    let account = app.register(&receiver.url("/")).await;
+    letters(&app, &account, 20).await;
+    app.set_state(&account, "paused").await;
+    let entries = app.get(&account.key, "/dlq").await.1["dlqEntries"].as_array().unwrap().clone();
+    let (first, others) = entries.split_first().unwrap();
+    let retry = format!("/dlq/{}/retry", first["id"]);
+    assert_eq!(resend(&app, &account, &first["eventId"]).await, 200);
+    let (status, body) = app.post(&account.key, &retry).await;
+    assert_eq!((status, &body["error"]["code"]), (409, &json!("already_requeued")), "{body}");
+    let shown = app.get(&account.key, "/dlq").await.1["dlqEntries"][0].clone();
+    assert!(shown["id"] == first["id"] && shown["requeuedAt"].is_string(), "{shown}");
+    // At the same time, one of the two wins, and neither waits for the other for ever.
+    for entry in others {
+        let path = format!("/dlq/{}/retry", entry["id"]);
+        let (resent, requeued) =
+            tokio::join!(resend(&app, &account, &entry["eventId"]), app.post(&account.key, &path));
+        let statuses = std::collections::BTreeSet::from([resent, requeued.0]);
+        assert_eq!(statuses, [200, 409].into(), "{entry}");
+    }
+    assert_eq!(bulk(&app, &account, json!({})).await.1["requeued"], json!(0));
+    app.set_state(&account, "active").await;
+    app.settled().await;
+    assert_eq!(receiver.count(), 20, "each delivery once");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_waits_for_a_later_round_of_its_delivery() {
+    let app = App::with("later-round", swept_soon).await;
+    let receiver = Receiver::start().await;
+    let account = app.register(&receiver.url("/")).await;
+    letters(&app, &account, 1).await;
+    app.set_state(&account, "paused").await;
+    let db = postgres(&app.database).await;
+    // Two letters of one delivery, whose third round is on its way.
+    db.batch_execute(
+        "INSERT INTO dlq_entries (account_id, event_id, webhook_id, round, attempts, reason, reason_code)
+             SELECT account_id, event_id, webhook_id, 2, 3, reason, reason_code FROM dlq_entries;
+         INSERT INTO scheduled SELECT event_id, webhook_id, 3, 1, now() + interval '1 h', now() + interval '1 day', 'retry'
+             FROM dlq_entries WHERE round = 2",
+    )
+    .await
+    .expect("the statements run");
+    for entry in app.get(&account.key, "/dlq").await.1["dlqEntries"].as_array().unwrap() {
+        let (status, body) = app.post(&account.key, &format!("/dlq/{}/retry", entry["id"])).await;
+        assert_eq!((status, &body["error"]["code"]), (409, &json!("already_scheduled")), "{body}");
+    }
+    let (_, body) = bulk(&app, &account, json!({})).await;
+    assert_eq!((&body["requeued"], &body["skipped"]), (&json!(0), &json!(2)), "{body}");
+    let open = "SELECT count(*) FROM dlq_entries WHERE requeued_at IS NULL";
+    assert_eq!(count(&db, open).await, 2, "they can be requeued later");
+    db.batch_execute(
+        "WITH s AS (DELETE FROM scheduled RETURNING *)
+         INSERT INTO delivery_attempts (event_id, webhook_id, round, attempt, status, reason_code, duration_ms, created_at)
+             SELECT event_id, webhook_id, round, attempt, 'success', 'ok', 1, now() FROM s",
+    )
+    .await
+    .expect("the statement runs");
+    let (status, body) = bulk(&app, &account, json!({})).await;
+    assert_eq!((status, &body["requeued"]), (200, &json!(1)), "both by one round: {body}");
+    assert_eq!(count(&db, open).await, 0);
+    app.set_state(&account, "active").await;
+    app.settled().await;
+    assert_eq!(receiver.count(), 1);
+    let rounds = "SELECT max(round)::bigint FROM delivery_attempts WHERE status = 'success'";
+    assert_eq!(count(&db, rounds).await, 4, "a round that was never tried");
+    assert_eq!(app.metric("eventpulse_deliver_repeats_total"), 0.0);
     app.stop().await;
 }

@@ -137,6 +137,14 @@ impl App {
         (response.status().as_u16(), response.json().await.expect("JSON"))
     }
 
+    /// Changes the state of an account's webhook, as the account does.
+    pub(crate) async fn set_state(&self, account: &Account, state: &str) {
+        let url = self.url(&format!("/webhooks/{}", account.webhook));
+        let request = self.client.patch(url).header("x-api-key", &account.key);
+        let response = request.json(&json!({ "state": state })).send().await.expect("an answer");
+        assert_eq!(response.status(), 200);
+    }
+
     /// Waits until nothing is owed any more: no batch row, nothing scheduled. Needs a short `sweep_after`.
     pub(crate) async fn settled(&self) {
         let db = postgres(&self.database).await;
