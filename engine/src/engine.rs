@@ -1,9 +1,10 @@
 //! Builds every part in order, and takes them down in order. The only file that knows all stages.
 //!
-//! Each role has a thread of its own with a single-threaded runtime, and the beats have a third, so that a
-//! busy role never looks dead. Between the roles' threads there is the ring of recent commits and nothing else.
+//! Each role has a thread of its own with a single-threaded runtime, the dispatcher one for each of its workers, and the beats
+//! have another, so that a busy role never looks dead. Between them there is the ring of recent commits and nothing else.
 
 mod background;
+mod dispatchers;
 
 use std::{
     future::Future,
@@ -214,7 +215,7 @@ async fn run(
     };
     let dispatcher = if roles.dispatcher() {
         let (common, stream) = (common.clone(), stream.clone());
-        let role = |stop, ready| run_dispatcher(common, stream, stop, ready);
+        let role = |stop, ready| dispatchers::run(common, stream, stop, ready);
         Some(start("dispatcher", dispatch_stop.subscribe(), role).await?)
     } else {
         None
@@ -371,33 +372,6 @@ impl Api {
         let _ = producer.await;
         Ok(())
     }
-}
-
-async fn run_dispatcher(
-    common: Common,
-    stream: stream::Handle,
-    stop: watch::Receiver<bool>,
-    ready: Ready,
-) -> Result<(), Error> {
-    let (config, metrics) = (common.config.clone(), common.metrics.clone());
-    let port = config.http.dispatcher_port;
-    let server = bind(&config, port, metrics::Gauge::noop()).await?;
-    let store = common.store()?;
-    let parts = dispatch::Parts {
-        config,
-        store,
-        redis: common.redis,
-        keys: common.keys,
-        stream,
-        instance: common.instance,
-        ring: common.ring,
-        metrics: metrics.clone(),
-    };
-    let dispatcher = dispatch::Dispatcher::start(parts, stop.clone())?;
-    let _ = ready.send(address(&server, port)?);
-    server.run(Arc::new(http::Dispatcher { metrics }), stop).await;
-    dispatcher.drain().await;
-    Ok(())
 }
 
 async fn bind(config: &Config, port: u16, connections: metrics::Gauge) -> Result<Server, Error> {

@@ -175,6 +175,30 @@ catalogue! {
     }
 }
 
+/// One worker's part of a gauge that shows what all of them have together.
+pub struct Part {
+    gauge: Gauge,
+    value: f64,
+}
+
+impl Part {
+    pub fn of(gauge: &Gauge) -> Part {
+        Part { gauge: gauge.clone(), value: 0.0 }
+    }
+
+    pub fn set(&mut self, value: usize) {
+        let value = value as f64;
+        self.gauge.increment(value - self.value);
+        self.value = value;
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
 /// All handles of one engine and the way to render them.
 pub struct Metrics {
     pub http: Http,

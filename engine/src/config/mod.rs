@@ -32,6 +32,9 @@ macro_rules! section {
     };
 }
 
+/// Workers of one process.
+const WORKERS_MAX: usize = 16;
+
 section!(
     /// The whole configuration; `Config::default()` is the documentation of the defaults.
     Config {
@@ -163,6 +166,9 @@ section!(
 section!(
     /// The dispatcher.
     Dispatch {
+        /// Threads that dispatch, each with its own connections and lanes. Bounds hold for all of them together, and a webhook's
+        /// limits are divided among them. 0 is one for every four cores, and 16 at most.
+        workers: usize = 0,
         /// Deliveries held at once, from read to record. Bounds memory; too small starves fast endpoints.
         held_max: usize = 16_384,
         /// Payload bytes held at once.
@@ -183,6 +189,18 @@ section!(
         grace: Duration = Duration::from_secs(20),
     }
 );
+
+impl Dispatch {
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        match self.workers {
+            0 => {
+                std::thread::available_parallelism().map_or(1, |cores| cores.get() / 4).clamp(1, WORKERS_MAX)
+            }
+            set => set,
+        }
+    }
+}
 
 section!(
     /// One webhook's lane in one process.

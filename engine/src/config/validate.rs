@@ -77,6 +77,10 @@ impl Config {
             self.lane.queue_max * 2 <= self.dispatch.held_max,
             "lane.queue_max must be at most half of dispatch.held_max, or one slow webhook stops all others",
         );
+        need(
+            self.dispatch.workers <= super::WORKERS_MAX,
+            "dispatch.workers must be at most 16: start more processes, each is a dispatcher of its own",
+        );
         need(self.dispatch.retries_held_max > 0, "dispatch.retries_held_max must be at least 1");
         need(
             self.dispatch.held_bytes_max >= 2 * self.http.body_bytes_max,

@@ -24,7 +24,7 @@ use super::{
     gate::{Gate, Opening, Waiter},
     origin::Origin,
 };
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Part};
 
 /// Idle connections to one origin. More than its lanes have in flight would never be used.
 const IDLE_PER_ORIGIN: usize = 128;
@@ -53,6 +53,8 @@ struct State {
     resting: LruCache<u64, Resting>,
     /// Whether the task that closes what has rested too long is running. It ends when there is no slot.
     sweeping: bool,
+    /// How many rest, of all pools of the process.
+    idle: Part,
 }
 
 /// What is known of an origin. Where there is nothing it goes, at the next sweep at the latest: to make it anew for each
@@ -105,7 +107,12 @@ enum Reason {
 
 impl Pool {
     pub(super) fn new(limits: Limits, metrics: Arc<Metrics>) -> Arc<Pool> {
-        let state = State { slots: HashMap::new(), resting: LruCache::unbounded(), sweeping: false };
+        let state = State {
+            slots: HashMap::new(),
+            resting: LruCache::unbounded(),
+            sweeping: false,
+            idle: Part::of(&metrics.deliver.idle),
+        };
         Arc::new(Pool { state: Mutex::new(state), limits, metrics, last_id: AtomicU64::new(0) })
     }
 
@@ -123,7 +130,7 @@ impl Pool {
         let now = Instant::now();
         let mut state = self.lock();
         let found = state.find(origin, fresh, now, self);
-        self.metrics.deliver.idle.set(state.resting.len() as f64);
+        state.show();
         if let Some(found) = found {
             self.metrics.deliver.reused.increment(1);
             return found;
@@ -197,7 +204,7 @@ impl Pool {
             state.leave(&resting.origin, id);
             gone.push(resting);
         }
-        self.metrics.deliver.idle.set(state.resting.len() as f64);
+        state.show();
         if !state.sweeping {
             state.sweeping = true;
             tokio::spawn(sweep(Arc::downgrade(self), (self.limits.idle / 4).clamp(TICK_MIN, TICK_MAX)));
@@ -231,7 +238,7 @@ impl Pool {
         let mut state = self.lock();
         let rested = state.resting.pop(&id);
         let conn = state.leave(origin, id);
-        self.metrics.deliver.idle.set(state.resting.len() as f64);
+        state.show();
         drop(state);
         if rested.is_some() || conn.is_some() {
             self.closed(Reason::Peer);
@@ -260,6 +267,10 @@ impl Pool {
 }
 
 impl State {
+    fn show(&mut self) {
+        self.idle.set(self.resting.len());
+    }
+
     fn find(&mut self, origin: &Origin, fresh: bool, now: Instant, pool: &Arc<Pool>) -> Option<Checkout> {
         let slot = self.slots.get_mut(origin)?;
         // Old ones finish what they have in hand and go with it.
@@ -346,7 +357,7 @@ async fn sweep(pool: Weak<Pool>, tick: Duration) {
             state.slots.shrink_to(few);
         }
         state.sweeping = !state.slots.is_empty();
-        pool.metrics.deliver.idle.set(state.resting.len() as f64);
+        state.show();
         let done = !state.sweeping;
         drop(state);
         pool.close(gone, Reason::Idle);

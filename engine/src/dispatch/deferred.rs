@@ -165,29 +165,33 @@ impl Context {
 /// Brings back what waits, as the lanes find room.
 pub(super) async fn run(context: Arc<Context>, mut stop: watch::Receiver<bool>) {
     loop {
-        let pause = match step(&context).await {
-            Ok(0) => pause(&context).await,
-            Ok(_) => Duration::ZERO,
-            Err(error) => {
-                tracing::debug!(error = crate::chain(&error), "deferred deliveries wait for Postgres");
-                Duration::from_millis(100)
+        let outcome = step(&context).await;
+        let rest = async {
+            match outcome {
+                Ok(0) => pause(&context).await,
+                // The others on this thread have their turn.
+                Ok(_) => tokio::task::yield_now().await,
+                Err(error) => {
+                    tracing::debug!(error = crate::chain(&error), "deferred deliveries wait for Postgres");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
             }
         };
         tokio::select! {
             biased;
             () = crate::stopped(&mut stop) => return,
-            () = tokio::time::sleep(pause) => {}
+            () = rest => {}
         }
     }
 }
 
-/// How long to wait after a step that had nothing to do. While nothing waits here at all, it waits itself.
-async fn pause(context: &Context) -> Duration {
+/// After a step that had nothing to do.
+async fn pause(context: &Context) {
     let lanes = context.deferred.inner().turns.len();
     if lanes == 0 {
         context.deferred.came.notified().await;
     }
-    PAUSE + PAUSE.mul_f64(lanes as f64 / LANES as f64)
+    tokio::time::sleep(PAUSE + PAUSE.mul_f64(lanes as f64 / LANES as f64)).await;
 }
 
 /// Hands a number of deliveries to lanes that have room for them. Returns how many.

@@ -117,8 +117,10 @@ pub struct Parts {
     pub redis: Redis,
     pub keys: Keys,
     pub stream: stream::Handle,
-    /// This process's instance id, which names the consumer.
+    /// This process's instance id, which names the consumer together with the worker's number.
     pub instance: i64,
+    /// Counted from 0.
+    pub worker: usize,
     pub ring: Option<Arc<Ring>>,
     pub metrics: Arc<Metrics>,
 }
@@ -140,7 +142,7 @@ impl Dispatcher {
     /// # Errors
     /// When the Redis URL or a setting of the client cannot be used. An absent Redis is waited for.
     pub fn start(parts: Parts, stop: signal::Receiver<bool>) -> Result<Dispatcher, Error> {
-        let Parts { config, store, redis, keys, stream, instance, ring, metrics } = parts;
+        let Parts { config, store, redis, keys, stream, instance, worker, ring, metrics } = parts;
         let opened = Opened::default();
         let closing = opened.clone();
         let (recorder, recorder_loop) = Recorder::new(settle::Parts {
@@ -164,14 +166,14 @@ impl Dispatcher {
             metrics.clone(),
         )?;
         let context = Arc::new(context);
-        let consumer = format!("dispatcher-{instance}");
+        let consumer = format!("dispatcher-{instance}-{worker}");
         let claims = Claims::new(redis.commands()?, keys.clone(), consumer.clone());
         let due = Due::new(redis.commands()?, keys.clone(), config.retry.due_max);
         let intake = Intake::new(context.clone(), ring);
         let reader = Reader::new(redis.clone(), keys, consumer);
         let (horizon, spare_ms) = (config.retry.horizon, context.spare_ms());
         let feeder = crate::retry::feeder::run(store, due.clone(), horizon, spare_ms, metrics, stop.clone());
-        let loops = vec![
+        let mut loops = vec![
             tokio::spawn(intake.clone().run(reader, claims.clone(), stop.clone())),
             tokio::spawn(watch::claims(intake, claims.clone(), stop.clone())),
             tokio::spawn(watch::lanes(context.clone(), stop.clone())),
@@ -180,8 +182,11 @@ impl Dispatcher {
             tokio::spawn(health::run(context.clone(), stop.clone())),
             tokio::spawn(shelf::run(context.clone(), due.clone(), stop.clone())),
             tokio::spawn(retries::run(context.clone(), due.clone(), stop.clone())),
-            tokio::spawn(feeder),
         ];
+        // One for the process; more would ask Postgres for the same.
+        if worker == 0 {
+            loops.push(tokio::spawn(feeder));
+        }
         // Beats go on through the drain: what is in flight is still in hand.
         let beats_stop = signal::Sender::new(false);
         let beats = tokio::spawn(watch::beats(context.clone(), claims.clone(), beats_stop.subscribe()));

@@ -9,7 +9,10 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{Context, deferred, intake::Intake, parking};
-use crate::stream::consumer::Claims;
+use crate::{
+    metrics::{Metrics, Part},
+    stream::consumer::Claims,
+};
 
 /// Between looks at the lanes' queues: a quarter second late is late enough for a hold of seconds.
 const LANES: Duration = Duration::from_millis(250);
@@ -82,6 +85,7 @@ pub(super) async fn claims(intake: Intake, mut claims: Claims, mut stop: watch::
 
 /// Parks what waits too long, forgets idle lanes, and keeps the gauges.
 pub(super) async fn lanes(context: Arc<Context>, mut stop: watch::Receiver<bool>) {
+    let mut levels = Levels::new(&context.metrics);
     while pause(LANES, &mut stop).await {
         for (_, lane) in context.lanes.all() {
             for delivery in lane.overdue() {
@@ -89,18 +93,45 @@ pub(super) async fn lanes(context: Arc<Context>, mut stop: watch::Receiver<bool>
             }
         }
         deferred::turn_out(&context).await;
+        levels.show(&context);
+    }
+}
+
+/// What this dispatcher holds, on the gauges that it shares with the other workers.
+struct Levels {
+    lanes: Part,
+    queued: Part,
+    waiting: Part,
+    slow: Part,
+    breakers_open: Part,
+    held: Part,
+    held_slow: Part,
+}
+
+impl Levels {
+    fn new(metrics: &Metrics) -> Levels {
+        let Metrics { lane, dispatch, .. } = metrics;
+        Levels {
+            lanes: Part::of(&lane.open),
+            queued: Part::of(&lane.queued),
+            waiting: Part::of(&lane.waiting),
+            slow: Part::of(&lane.slow),
+            breakers_open: Part::of(&lane.breakers_open),
+            held: Part::of(&dispatch.held),
+            held_slow: Part::of(&dispatch.held_slow),
+        }
+    }
+
+    fn show(&mut self, context: &Context) {
         let totals = context.lanes.tidy();
-        context.metrics.lane.open.set(totals.lanes as f64);
-        context.metrics.lane.queued.set(totals.queued as f64);
-        context.metrics.lane.waiting.set(context.deferred.len() as f64);
-        context.metrics.lane.slow.set(totals.slow as f64);
-        context.metrics.lane.breakers_open.set(totals.open as f64);
-        context
-            .metrics
-            .dispatch
-            .held_slow
-            .set((context.first_budget.held_slow() + context.retry_budget.held_slow()) as f64);
-        context.metrics.dispatch.held.set((context.first_budget.held() + context.retry_budget.held()) as f64);
+        self.lanes.set(totals.lanes);
+        self.queued.set(totals.queued);
+        self.waiting.set(context.deferred.len());
+        self.slow.set(totals.slow);
+        self.breakers_open.set(totals.open);
+        let (first, retries) = (&context.first_budget, &context.retry_budget);
+        self.held.set(first.held() + retries.held());
+        self.held_slow.set(first.held_slow() + retries.held_slow());
     }
 }
 

@@ -5,6 +5,7 @@ mod bad_input;
 mod bulk;
 mod client;
 mod contract;
+mod deferred;
 mod delivery;
 mod dlq;
 mod harness;

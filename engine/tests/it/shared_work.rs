@@ -54,6 +54,43 @@ async fn two_dispatchers_share_the_work() {
 }
 
 #[tokio::test]
+async fn the_workers_of_one_process_share_the_work_and_the_limits() {
+    let app = App::with("workers", |c| {
+        swept_soon(c);
+        c.dispatch.workers = 3;
+        c.dispatch.beat = Duration::from_millis(50);
+        c.lane.in_flight_max = 6;
+    })
+    .await;
+    let receiver = Receiver::start().await;
+    receiver.script(|_| Reply::ok().with_delay(Duration::from_millis(5)));
+    let account = app.register(&receiver.url("/")).await;
+    eventually("all three beat", PATIENCE, async || {
+        let peers = app.metric("eventpulse_dispatch_peers");
+        if peers == 3.0 { Ok(()) } else { Err(peers.to_string()) }
+    })
+    .await;
+    let mut sent = HashSet::new();
+    for n in 0..600 {
+        sent.insert(app.send(&account.key, "t", json!(n)).await);
+    }
+    all_arrive(&receiver, &sent).await;
+    app.settled().await;
+    assert_eq!(receiver.count(), 600, "each once");
+    let most = receiver.concurrency_max();
+    assert!((3..=6).contains(&most), "more than one at work, and the limit is one for all: {most}");
+    eventually("the gauges add up to nothing", PATIENCE, async || {
+        let held = app.metric("eventpulse_dispatch_held");
+        if held == 0.0 { Ok(()) } else { Err(held.to_string()) }
+    })
+    .await;
+    let metrics = app.engine.metrics.clone();
+    app.stop().await;
+    let text = metrics.render();
+    assert!(text.contains("eventpulse_lane_open 0"), "{text}");
+}
+
+#[tokio::test]
 async fn a_killed_dispatcher_loses_nothing() {
     let mut config = config(&database("killed").await);
     swept_soon(&mut config);
