@@ -66,9 +66,10 @@ impl Terms<'_> {
         whole.mul_f64(1.2).max(EXPIRY_MIN)
     }
 
-    /// As [`expiry`](Terms::expiry), for a delivery that no call is made for.
+    /// As [`expiry`](Terms::expiry), for a delivery that no call is made for: a tenth more, so that with a second until the next
+    /// look, and the look itself, it is over within a fifth more.
     pub fn patience(&self) -> Duration {
-        self.waits.iter().sum::<Duration>().mul_f64(1.2).max(EXPIRY_MIN)
+        self.waits.iter().sum::<Duration>().mul_f64(1.1).max(EXPIRY_MIN)
     }
 }
 
