@@ -38,6 +38,9 @@ const LANE_STEP_MAX: usize = 512;
 /// Payload bytes of one step; one delivery goes whatever its size.
 const STEP_BYTES_MAX: usize = 8 << 20;
 
+/// Given to the schedule in one go, of one webhook: who does it has other lanes to look after, and comes again in a quarter second.
+const OUT_MAX: usize = 8192;
+
 /// Between two steps that found no lane with room.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -322,7 +325,7 @@ fn overdue(context: &Context) -> Vec<(WebhookId, Vec<Waiting>)> {
     for webhook in webhooks {
         let load = context.lanes.of(webhook).load();
         let all = load.slow || load.open;
-        let taken = inner.take(webhook, usize::MAX, |waiting| all || now - waiting.entry.since > WAIT_MAX);
+        let taken = inner.take(webhook, OUT_MAX, |waiting| all || now - waiting.entry.since > WAIT_MAX);
         if !taken.is_empty() {
             out.push((webhook, taken));
         }
