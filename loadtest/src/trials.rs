@@ -1,6 +1,7 @@
 //! Trials: hard cases in their real size, each with what must hold in it. Times and costs are printed, never judged.
 
 pub mod breaker;
+pub mod fanout;
 pub mod stage;
 
 use std::path::PathBuf;
@@ -21,7 +22,7 @@ pub struct Bench {
 }
 
 /// The trials by name, in the order in which they run.
-pub const ALL: [&str; 2] = ["failing", "recovery"];
+pub const ALL: [&str; 3] = ["failing", "recovery", "fanout"];
 
 /// Runs one trial.
 ///
@@ -31,6 +32,7 @@ pub async fn run(bench: &Bench, name: &str) -> Result<(), Error> {
     match name {
         "failing" => breaker::failing(bench).await,
         "recovery" => breaker::recovery(bench).await,
+        "fanout" => fanout::fanout(bench).await,
         _ => Err(format!("there is no trial {name}; there are: {}", ALL.join(", ")).into()),
     }
 }
