@@ -2,6 +2,7 @@
 
 pub mod breaker;
 pub mod fanout;
+pub mod node;
 pub mod stage;
 
 use std::path::PathBuf;
@@ -22,7 +23,7 @@ pub struct Bench {
 }
 
 /// The trials by name, in the order in which they run.
-pub const ALL: [&str; 3] = ["failing", "recovery", "fanout"];
+pub const ALL: [&str; 4] = ["failing", "recovery", "fanout", "node"];
 
 /// Runs one trial.
 ///
@@ -33,6 +34,7 @@ pub async fn run(bench: &Bench, name: &str) -> Result<(), Error> {
         "failing" => breaker::failing(bench).await,
         "recovery" => breaker::recovery(bench).await,
         "fanout" => fanout::fanout(bench).await,
+        "node" => node::node(bench).await,
         _ => Err(format!("there is no trial {name}; there are: {}", ALL.join(", ")).into()),
     }
 }
