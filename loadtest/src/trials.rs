@@ -3,7 +3,10 @@
 pub mod breaker;
 pub mod fanout;
 pub mod node;
+pub mod rows;
+pub mod schedule;
 pub mod stage;
+pub mod watch;
 
 use std::path::PathBuf;
 
@@ -23,7 +26,7 @@ pub struct Bench {
 }
 
 /// The trials by name, in the order in which they run.
-pub const ALL: [&str; 4] = ["failing", "recovery", "fanout", "node"];
+pub const ALL: [&str; 6] = ["failing", "recovery", "fanout", "minute", "hung", "node"];
 
 /// Runs one trial.
 ///
@@ -34,6 +37,8 @@ pub async fn run(bench: &Bench, name: &str) -> Result<(), Error> {
         "failing" => breaker::failing(bench).await,
         "recovery" => breaker::recovery(bench).await,
         "fanout" => fanout::fanout(bench).await,
+        "minute" => schedule::minute(bench).await,
+        "hung" => schedule::hung(bench).await,
         "node" => node::node(bench).await,
         _ => Err(format!("there is no trial {name}; there are: {}", ALL.join(", ")).into()),
     }
