@@ -2,6 +2,7 @@
 
 pub mod breaker;
 pub mod fanout;
+pub mod memory;
 pub mod node;
 pub mod rows;
 pub mod schedule;
@@ -26,7 +27,7 @@ pub struct Bench {
 }
 
 /// The trials by name, in the order in which they run.
-pub const ALL: [&str; 6] = ["failing", "recovery", "fanout", "minute", "hung", "node"];
+pub const ALL: [&str; 8] = ["failing", "recovery", "fanout", "minute", "hung", "registered", "idle", "node"];
 
 /// Runs one trial.
 ///
@@ -39,6 +40,8 @@ pub async fn run(bench: &Bench, name: &str) -> Result<(), Error> {
         "fanout" => fanout::fanout(bench).await,
         "minute" => schedule::minute(bench).await,
         "hung" => schedule::hung(bench).await,
+        "registered" => memory::registered(bench).await,
+        "idle" => memory::idle(bench).await,
         "node" => node::node(bench).await,
         _ => Err(format!("there is no trial {name}; there are: {}", ALL.join(", ")).into()),
     }
