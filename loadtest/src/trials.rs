@@ -4,6 +4,7 @@ pub mod breaker;
 pub mod fanout;
 pub mod memory;
 pub mod node;
+pub mod peers;
 pub mod rows;
 pub mod schedule;
 pub mod stage;
@@ -27,7 +28,8 @@ pub struct Bench {
 }
 
 /// The trials by name, in the order in which they run.
-pub const ALL: [&str; 8] = ["failing", "recovery", "fanout", "minute", "hung", "registered", "idle", "node"];
+pub const ALL: [&str; 9] =
+    ["failing", "recovery", "fanout", "minute", "hung", "registered", "idle", "peers", "node"];
 
 /// Runs one trial.
 ///
@@ -42,6 +44,7 @@ pub async fn run(bench: &Bench, name: &str) -> Result<(), Error> {
         "hung" => schedule::hung(bench).await,
         "registered" => memory::registered(bench).await,
         "idle" => memory::idle(bench).await,
+        "peers" => peers::peers(bench).await,
         "node" => node::node(bench).await,
         _ => Err(format!("there is no trial {name}; there are: {}", ALL.join(", ")).into()),
     }

@@ -13,7 +13,7 @@ struct Options {
     /// The engine's program.
     #[arg(long)]
     engine: PathBuf,
-    /// Only these of: failing, recovery, fanout, minute, hung, registered, idle, node.
+    /// Only these of: failing, recovery, fanout, minute, hung, registered, idle, peers, node.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Events (failing), webhooks (fanout, registered), rows (minute, hung) or connections (idle), in place of the real size.
