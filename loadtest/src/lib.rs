@@ -9,4 +9,5 @@ pub mod cpu;
 pub mod generator;
 pub mod receiver;
 pub mod stack;
+pub mod trials;
 pub mod wire;

@@ -4,7 +4,9 @@
 //! | --- | --- |
 //! | `POST /hook/NAME?status=500&delay_ms=100&fail_every=3&hang=true` | a delivery; what is left out is as usual |
 //! | `PUT /secrets/NAME` | the webhook's secret, to check signatures with |
+//! | `PUT /manner/NAME` with such a query as body | how the hook behaves from now on, whatever is asked for; `atOnce` begins anew |
 //! | `GET /ledger`, `DELETE /ledger` | what came so far; forget it |
+//! | `GET /counts` | the same of all hooks together and without times, which is little work however many there are |
 
 use std::{
     collections::{HashMap, HashSet},
@@ -45,6 +47,8 @@ pub struct Counts {
     pub bad_signatures: u64,
     /// Requests without a signature, or for a hook whose secret is not known.
     pub unsigned: u64,
+    /// Most requests at a time.
+    pub at_once: u64,
     /// More events came than are remembered: `unique` and `duplicates` mean nothing any more.
     pub overflow: bool,
 }
@@ -72,6 +76,10 @@ pub struct Latency {
 struct Hook {
     mac: Option<Hmac<Sha256>>,
     counts: Counts,
+    /// In place of what a request asks for.
+    manner: Option<Manner>,
+    /// Requests that have no answer yet.
+    inside: u64,
     delivered: HashSet<u64>,
     late: Option<Histogram<u32>>,
 }
@@ -113,10 +121,27 @@ impl Ledger {
     }
 
     fn tell(&self, name: &str, secret: &[u8]) {
-        let mut hooks = self.hooks();
-        if hooks.len() < HOOKS_MAX {
-            hooks.entry(name.to_owned()).or_default().mac = Hmac::new_from_slice(secret).ok();
+        if let Some(hook) = hook_of(&mut self.hooks(), name) {
+            hook.mac = Hmac::new_from_slice(secret).ok();
         }
+    }
+
+    fn behave(&self, name: &str, manner: Manner) {
+        if let Some(hook) = hook_of(&mut self.hooks(), name) {
+            hook.manner = Some(manner);
+            hook.counts.at_once = hook.inside;
+        }
+    }
+
+    /// Counts a request in until what is returned is dropped, also when its connection ends first.
+    fn enter(self: &Arc<Ledger>, name: &str, asked: Manner) -> (Manner, Inside) {
+        let mut manner = asked;
+        if let Some(hook) = hook_of(&mut self.hooks(), name) {
+            hook.inside += 1;
+            hook.counts.at_once = hook.counts.at_once.max(hook.inside);
+            manner = hook.manner.unwrap_or(asked);
+        }
+        (manner, Inside { ledger: self.clone(), name: name.to_owned() })
     }
 
     /// Notes a request; returns the status to answer with.
@@ -129,10 +154,7 @@ impl Ledger {
         body: &[u8],
     ) -> u16 {
         let mut hooks = self.hooks();
-        if !hooks.contains_key(name) && hooks.len() < HOOKS_MAX {
-            hooks.insert(name.to_owned(), Hook::default());
-        }
-        let Some(hook) = hooks.get_mut(name) else { return 507 };
+        let Some(hook) = hook_of(&mut hooks, name) else { return 507 };
         hook.counts.calls += 1;
         match (&hook.mac, signature) {
             (Some(mac), Some(signature)) if !is_signed(mac, signature, body) => {
@@ -161,18 +183,24 @@ impl Ledger {
         status
     }
 
-    fn summary(&self) -> Summary {
-        let mut summary = Summary::default();
-        for (name, hook) in self.hooks().iter() {
-            let counts = &hook.counts;
-            let all = &mut summary.all;
+    fn total(&self) -> Counts {
+        let mut all = Counts::default();
+        for Hook { counts, .. } in self.hooks().values() {
             all.calls += counts.calls;
             all.unique += counts.unique;
             all.duplicates += counts.duplicates;
             all.bad_signatures += counts.bad_signatures;
             all.unsigned += counts.unsigned;
+            all.at_once = all.at_once.max(counts.at_once);
             all.overflow |= counts.overflow;
-            summary.hooks.insert(name.clone(), counts.clone());
+        }
+        all
+    }
+
+    fn summary(&self) -> Summary {
+        let mut summary = Summary { all: self.total(), ..Summary::default() };
+        for (name, hook) in self.hooks().iter() {
+            summary.hooks.insert(name.clone(), hook.counts.clone());
             if let Some(late) = &hook.late {
                 let [p50, p99] = [0.5, 0.99].map(|q| late.value_at_quantile(q) as f64 / 1000.0);
                 summary.latency.insert(name.clone(), Latency { p50, p99, max: late.max() as f64 / 1000.0 });
@@ -188,6 +216,28 @@ impl Ledger {
             hook.late = None;
         }
     }
+}
+
+/// A request without an answer.
+struct Inside {
+    ledger: Arc<Ledger>,
+    name: String,
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        if let Some(hook) = self.ledger.hooks().get_mut(&self.name) {
+            hook.inside -= 1;
+        }
+    }
+}
+
+/// The hook of that name, unless there are too many.
+fn hook_of<'a>(hooks: &'a mut HashMap<String, Hook>, name: &str) -> Option<&'a mut Hook> {
+    if !hooks.contains_key(name) && hooks.len() < HOOKS_MAX {
+        hooks.insert(name.to_owned(), Hook::default());
+    }
+    hooks.get_mut(name)
 }
 
 /// How long ago an event was due, in microseconds, by the clock that both sides share.
@@ -221,7 +271,7 @@ async fn answer(ledger: Arc<Ledger>, request: Request<Incoming>) -> Response<Ful
     let path = head.uri.path();
     match (&head.method, path.strip_prefix("/hook/"), path.strip_prefix("/secrets/")) {
         (&Method::POST, Some(name), _) => {
-            let manner = Manner::of(head.uri.query().unwrap_or_default());
+            let (manner, _inside) = ledger.enter(name, Manner::of(head.uri.query().unwrap_or_default()));
             if manner.hang {
                 std::future::pending::<()>().await;
             }
@@ -235,16 +285,22 @@ async fn answer(ledger: Arc<Ledger>, request: Request<Incoming>) -> Response<Ful
             ledger.tell(name, &body);
             reply(204, Bytes::new())
         }
-        (&Method::GET, ..) if path == "/ledger" => match serde_json::to_vec(&ledger.summary()) {
-            Ok(json) => reply(200, json.into()),
-            Err(_) => reply(500, Bytes::new()),
-        },
+        (&Method::PUT, ..) if path.starts_with("/manner/") => {
+            ledger.behave(&path["/manner/".len()..], Manner::of(&String::from_utf8_lossy(&body)));
+            reply(204, Bytes::new())
+        }
+        (&Method::GET, ..) if path == "/ledger" => json(&ledger.summary()),
+        (&Method::GET, ..) if path == "/counts" => json(&ledger.total()),
         (&Method::DELETE, ..) if path == "/ledger" => {
             ledger.forget();
             reply(204, Bytes::new())
         }
         _ => reply(404, Bytes::new()),
     }
+}
+
+fn json(value: &impl Serialize) -> Response<Full<Bytes>> {
+    serde_json::to_vec(value).map_or_else(|_| reply(500, Bytes::new()), |json| reply(200, json.into()))
 }
 
 fn reply(status: u16, body: Bytes) -> Response<Full<Bytes>> {
@@ -302,6 +358,20 @@ mod tests {
         assert_eq!((summary.all.unique, summary.all.duplicates), (2, 1), "hooks are counted apart");
         ledger.forget();
         assert_eq!(ledger.summary().all, Counts::default());
+    }
+
+    #[test]
+    fn requests_at_a_time_are_counted_and_a_manner_set_holds() {
+        let ledger = Arc::new(Ledger::default());
+        let works = Manner::of("");
+        let (first, second) = (ledger.enter("a", works), ledger.enter("a", works));
+        drop(first);
+        assert_eq!(ledger.summary().all.at_once, 2);
+        ledger.behave("a", Manner::of("status=503"));
+        assert_eq!(ledger.summary().all.at_once, 1, "counted anew, with what has no answer yet");
+        drop(second);
+        let (manner, _inside) = ledger.enter("a", works);
+        assert_eq!((manner.status, ledger.summary().all.at_once), (503, 1));
     }
 
     #[test]

@@ -215,11 +215,26 @@ pub struct Account {
 /// # Errors
 /// When the gateway does not answer with 201.
 pub async fn register(client: &reqwest::Client, gateway: SocketAddr, url: &str) -> Result<Account, Error> {
-    let body = json!({ "name": "load", "url": url });
-    let response = client.post(format!("http://{gateway}/register-webhook")).json(&body).send().await?;
-    let answer: Value = response.error_for_status()?.json().await?;
+    let answer = register_as(client, gateway, None, &json!({ "name": "load", "url": url })).await?;
     let text = |value: &Value| value.as_str().map(str::to_owned).ok_or("an answer without a key");
     Ok(Account { key: text(&answer["apiKey"])?, secret: text(&answer["webhook"]["secret"])? })
+}
+
+/// Registers a webhook, for a new account without a key, and gives the answer.
+///
+/// # Errors
+/// When the gateway does not answer with 201.
+pub async fn register_as(
+    client: &reqwest::Client,
+    gateway: SocketAddr,
+    key: Option<&str>,
+    body: &Value,
+) -> Result<Value, Error> {
+    let mut request = client.post(format!("http://{gateway}/register-webhook")).json(body);
+    if let Some(key) = key {
+        request = request.header("x-api-key", key);
+    }
+    Ok(request.send().await?.error_for_status()?.json().await?)
 }
 
 /// A client for the few requests that are not the load.
