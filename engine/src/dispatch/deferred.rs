@@ -307,10 +307,7 @@ pub(super) async fn turn_out(context: &Arc<Context>) {
     for (webhook, out) in overdue(context) {
         let lane = context.lanes.of(webhook);
         // Without its settings the defaults will do.
-        let target = match context.registry.webhook(out[0].account, webhook).await {
-            Ok(target) => target,
-            Err(_) => None,
-        };
+        let target = context.registry.webhook(out[0].account, webhook).await.unwrap_or_default();
         for waiting in out {
             schedule(context, &lane, webhook, target.as_deref(), waiting).await;
         }
