@@ -71,7 +71,9 @@ async fn endpoints_that_hang_leave_the_others_their_permits() {
 async fn a_breaker_opens_probes_one_at_a_time_and_gives_everything_back() {
     let app = App::with("breaker", |c| {
         swept_soon(c);
-        c.retry.schedule = "200ms,500ms,1s,30s,30s".parse().unwrap();
+        // The oldest is every probe, and fails each time: its last waits must end while this test is patient, and
+        // all of them together must outlast it.
+        c.retry.schedule = "200ms,500ms,1s,8s,8s,8s,8s,8s".parse().unwrap();
         c.lane.probe_first = Duration::from_millis(100);
         c.lane.probe_max = Duration::from_millis(400);
     })
