@@ -13,19 +13,12 @@ use eventpulse::config::{Config, Roles};
 use eventpulse_testkit::{Receiver, eventually, receiver::Reply};
 use serde_json::{Value, json};
 
-use crate::harness::{Account, App, PATIENCE, config, count, database, postgres, swept_soon};
+use crate::harness::{Account, App, PATIENCE, config, count, database, ids, postgres, swept_soon};
 
 fn narrow(config: &mut Config) {
     swept_soon(config);
     config.lane.in_flight_max = 2;
     config.lane.queue_max = 5;
-}
-
-fn ids(receiver: &Receiver) -> Vec<i64> {
-    let id = |r: &eventpulse_testkit::receiver::Recorded| {
-        r.headers["x-eventpulse-event-id"].to_str().unwrap().parse().unwrap()
-    };
-    receiver.requests().iter().map(id).collect()
 }
 
 /// In one request, so in one batch. Returns their ids.

@@ -7,17 +7,10 @@ use eventpulse_testkit::{Receiver, eventually, receiver::Reply};
 use serde_json::json;
 
 use crate::harness::{
-    App, PATIENCE, config, count, database, postgres,
+    App, PATIENCE, config, count, database, ids, postgres,
     process::{self, Process},
     swept_soon,
 };
-
-fn ids(receiver: &Receiver) -> Vec<i64> {
-    let id = |r: &eventpulse_testkit::receiver::Recorded| {
-        r.headers["x-eventpulse-event-id"].to_str().unwrap().parse().unwrap()
-    };
-    receiver.requests().iter().map(id).collect()
-}
 
 async fn all_arrive(receiver: &Receiver, sent: &HashSet<i64>) {
     eventually("everything arrives", PATIENCE * 2, async || {

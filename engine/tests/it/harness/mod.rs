@@ -9,7 +9,7 @@ use eventpulse::{
     engine::Engine,
     store::{Address, migrate},
 };
-use eventpulse_testkit::{eventually, stack};
+use eventpulse_testkit::{Receiver, eventually, receiver::Recorded, stack};
 use serde_json::{Value, json};
 use tokio_postgres::NoTls;
 
@@ -64,6 +64,12 @@ pub(crate) async fn postgres(url: &str) -> tokio_postgres::Client {
 /// One number from the database.
 pub(crate) async fn count(client: &tokio_postgres::Client, sql: &str) -> i64 {
     client.query_one(sql, &[]).await.expect("the query runs").get(0)
+}
+
+/// The events of the requests that a receiver got, in their order.
+pub(crate) fn ids(receiver: &Receiver) -> Vec<i64> {
+    let id = |r: &Recorded| r.headers["x-eventpulse-event-id"].to_str().unwrap().parse().unwrap();
+    receiver.requests().iter().map(id).collect()
 }
 
 impl App {
