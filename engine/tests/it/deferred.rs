@@ -11,24 +11,13 @@ use std::{
 
 use eventpulse::config::{Config, Roles};
 use eventpulse_testkit::{Receiver, eventually, receiver::Reply};
-use serde_json::{Value, json};
 
-use crate::harness::{Account, App, PATIENCE, config, count, database, ids, postgres, swept_soon};
+use crate::harness::{App, PATIENCE, config, count, database, ids, postgres, swept_soon};
 
 fn narrow(config: &mut Config) {
     swept_soon(config);
     config.lane.in_flight_max = 2;
     config.lane.queue_max = 5;
-}
-
-/// In one request, so in one batch. Returns their ids.
-async fn send_at_once(app: &App, account: &Account, n: usize) -> HashSet<i64> {
-    let events: Vec<_> = (0..n).map(|n| json!({"type": "t", "payload": n})).collect();
-    let request = app.client.post(app.url("/send-events")).header("x-api-key", &account.key);
-    let response = request.json(&events).send().await.unwrap();
-    assert_eq!(response.status(), 201);
-    let body: Value = response.json().await.unwrap();
-    body["events"].as_array().unwrap().iter().map(|event| event["id"].as_i64().unwrap()).collect()
 }
 
 #[tokio::test]
@@ -37,7 +26,7 @@ async fn a_fast_lane_takes_its_overflow_from_the_stream() {
     let receiver = Receiver::start().await;
     receiver.script(|_| Reply::ok().with_delay(Duration::from_millis(20)));
     let account = app.register(&receiver.url("/")).await;
-    send_at_once(&app, &account, 100).await;
+    app.send_at_once(&account, 100).await;
     app.settled().await;
     let got = ids(&receiver);
     assert_eq!(got.len(), 100, "each exactly once");
@@ -70,7 +59,7 @@ async fn a_lane_that_turns_slow_keeps_no_entry_open() {
         Reply::ok().with_delay(Duration::from_millis(delay))
     });
     let account = app.register(&receiver.url("/")).await;
-    let sent = send_at_once(&app, &account, 60).await;
+    let sent = app.send_at_once(&account, 60).await;
     let db = postgres(&app.database).await;
     // Two are in flight beyond the hold; the rest is in rows before one of them has ended.
     eventually("all of it stands in the schedule", PATIENCE, async || {
@@ -96,7 +85,7 @@ async fn what_waited_is_another_dispatchers_after_a_stop() {
     let receiver = Receiver::start().await;
     receiver.script(|_| Reply::ok().with_delay(Duration::from_millis(30)));
     let account = gateway.register(&receiver.url("/")).await;
-    let sent = send_at_once(&gateway, &account, 80).await;
+    let sent = gateway.send_at_once(&account, 80).await;
     eventually("some wait", PATIENCE, async || {
         let waiting = one.metric("eventpulse_lane_deferred");
         if waiting > 0.0 { Ok(()) } else { Err(waiting.to_string()) }
@@ -119,7 +108,7 @@ async fn a_webhook_that_was_disabled_meanwhile_gets_nothing_more() {
     let receiver = Receiver::start().await;
     receiver.script(|_| Reply::ok().with_delay(Duration::from_millis(50)));
     let account = app.register(&receiver.url("/")).await;
-    send_at_once(&app, &account, 100).await;
+    app.send_at_once(&account, 100).await;
     app.set_state(&account, "disabled").await;
     app.settled().await;
     let db = postgres(&app.database).await;

@@ -2,7 +2,7 @@
 
 pub(crate) mod process;
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use eventpulse::{
     config::{Config, Roles, value::Secret},
@@ -121,6 +121,17 @@ impl App {
             self.try_send(key, &json!({ "type": kind, "payload": payload }).to_string()).await;
         assert_eq!(status, 201, "{body}");
         body["event"]["id"].as_i64().expect("an id")
+    }
+
+    /// Sends events in one request, so in one batch. Returns their ids.
+    pub(crate) async fn send_at_once(&self, account: &Account, n: usize) -> HashSet<i64> {
+        let events: Vec<_> = (0..n).map(|n| json!({ "type": "t", "payload": n })).collect();
+        let request = self.client.post(self.url("/send-events")).header("x-api-key", &account.key);
+        let response = request.json(&events).send().await.expect("an answer");
+        assert_eq!(response.status(), 201);
+        let body: Value = response.json().await.expect("JSON");
+        let events = body["events"].as_array().expect("events");
+        events.iter().map(|event| event["id"].as_i64().expect("an id")).collect()
     }
 
     /// Sends a body as it is.
