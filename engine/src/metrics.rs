@@ -116,6 +116,30 @@ catalogue! {
         breakers_open: Gauge "eventpulse_lane_breakers_open" "Lanes whose circuit breaker is open.";
         probes: Counter "eventpulse_lane_probes_total" "Deliveries sent although the breaker was open, one at a time.";
     }
+    Transform "Webhooks' own modules." {
+        unchanged: Counter "eventpulse_transform_calls_total" ["outcome" = "unchanged"] "Calls of modules by outcome.";
+        payload: Counter "eventpulse_transform_calls_total" ["outcome" = "payload"] "Calls of modules by outcome.";
+        body: Counter "eventpulse_transform_calls_total" ["outcome" = "body"] "Calls of modules by outcome.";
+        dropped: Counter "eventpulse_transform_calls_total" ["outcome" = "drop"] "Calls of modules by outcome.";
+        trap: Counter "eventpulse_transform_failures_total" ["kind" = "trap"] "Calls of modules that failed, by kind.";
+        deadline: Counter "eventpulse_transform_failures_total" ["kind" = "deadline"] "Calls of modules that failed, by kind.";
+        memory: Counter "eventpulse_transform_failures_total" ["kind" = "memory"] "Calls of modules that failed, by kind.";
+        error: Counter "eventpulse_transform_failures_total" ["kind" = "error"] "Calls of modules that failed, by kind.";
+        too_large: Counter "eventpulse_transform_failures_total" ["kind" = "too_large"] "Calls of modules that failed, by kind.";
+        bad_output: Counter "eventpulse_transform_failures_total" ["kind" = "bad_output"] "Calls of modules that failed, by kind.";
+        seconds: Histogram "eventpulse_transform_seconds" "CPU time of one call of a module.";
+        waiting: Gauge "eventpulse_transform_waiting" "Calls that wait for a thread.";
+        queue_full: Counter "eventpulse_transform_queue_full_total" "Deliveries that waited because as many calls as allowed waited for a thread.";
+        log_cut: Counter "eventpulse_transform_log_cut_total" "Calls whose log was cut.";
+        compiled: Counter "eventpulse_transform_compiles_total" ["outcome" = "compiled"] "Modules compiled, by outcome.";
+        rejected: Counter "eventpulse_transform_compiles_total" ["outcome" = "rejected"] "Modules compiled, by outcome.";
+        compile_failed: Counter "eventpulse_transform_compiles_total" ["outcome" = "failed"] "Modules compiled, by outcome.";
+        loaded: Counter "eventpulse_transform_loads_total" "Compiled modules brought into memory.";
+        modules: Gauge "eventpulse_transform_modules" "Compiled modules in memory.";
+        waited: Counter "eventpulse_transform_waited_total" "Deliveries parked because their module was not ready here.";
+        suspended: Counter "eventpulse_transform_suspended_total" "Webhooks paused because their module kept failing.";
+        changed_body: Counter "eventpulse_transform_body_mismatches_total" "Retries whose body was not the one sent before; 0 as long as modules are deterministic.";
+    }
     Deliver "The HTTP client." {
         delivered: Counter "eventpulse_deliver_attempts_total" ["outcome" = "delivered"] "Attempts by outcome.";
         retried: Counter "eventpulse_deliver_attempts_total" ["outcome" = "retry"] "Attempts by outcome.";
@@ -206,6 +230,7 @@ pub struct Metrics {
     pub stream: Stream,
     pub dispatch: Dispatch,
     pub lane: Lane,
+    pub transform: Transform,
     pub deliver: Deliver,
     pub settle: Settle,
     pub retry: Retry,
@@ -229,6 +254,7 @@ impl Metrics {
                 stream: Stream::new(),
                 dispatch: Dispatch::new(),
                 lane: Lane::new(),
+                transform: Transform::new(),
                 deliver: Deliver::new(),
                 settle: Settle::new(),
                 retry: Retry::new(),

@@ -229,6 +229,39 @@ pub struct Own {
     pub in_flight_max: Option<usize>,
 }
 
+/// What becomes of a delivery whose transform fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// It is a failed attempt, and tried again by the webhook's schedule.
+    Retry,
+    /// The event goes out as it came.
+    Original,
+    /// Nothing goes out.
+    Drop,
+}
+
+/// Whether a version of a transform can be called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransformState {
+    Compiling,
+    Ready,
+    Rejected,
+    /// It kept failing.
+    Suspended,
+}
+
+/// One version of a webhook's transform: a module with its settings.
+#[derive(Clone, Debug)]
+pub struct Transform {
+    /// From 1.
+    pub version: i32,
+    /// Of the module's bytes as they were uploaded.
+    pub sha256: [u8; 32],
+    pub config: Arc<Vec<(String, String)>>,
+    pub on_error: OnError,
+    pub state: TransformState,
+}
+
 /// A webhook with what dispatch needs of it.
 #[derive(Debug)]
 pub struct Webhook {

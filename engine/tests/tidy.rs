@@ -15,16 +15,17 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("stream", &[]),
     ("ingest", &["store", "stream"]),
     ("lane", &[]),
+    ("transform", &[]),
     // An attempt is judged into the row that records it.
     ("deliver", &["store"]),
     ("settle", &["store", "stream"]),
     ("retry", &["store", "stream"]),
     ("recover", &["store", "stream"]),
-    ("dispatch", &["deliver", "ingest", "lane", "retry", "settle", "store", "stream"]),
+    ("dispatch", &["deliver", "ingest", "lane", "retry", "settle", "store", "stream", "transform"]),
     // It checks URLs and makes secrets, and a test of a webhook is a call without a dispatcher. A new round ends by the
     // schedule's arithmetic.
-    ("http", &["deliver", "ingest", "retry", "store", "stream"]),
-    ("engine", &["dispatch", "http", "ingest", "recover", "retry", "store", "stream"]),
+    ("http", &["deliver", "ingest", "retry", "store", "stream", "transform"]),
+    ("engine", &["dispatch", "http", "ingest", "recover", "retry", "store", "stream", "transform"]),
     ("dev", &["deliver", "engine", "store"]),
 ];
 

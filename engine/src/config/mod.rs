@@ -49,6 +49,7 @@ section!(
         stream: Stream = Stream::default(),
         dispatch: Dispatch = Dispatch::default(),
         lane: Lane = Lane::default(),
+        transform: Transform = Transform::default(),
         deliver: Deliver = Deliver::default(),
         retry: Retry = Retry::default(),
         dlq: Dlq = Dlq::default(),
@@ -230,6 +231,48 @@ section!(
         /// Lanes without work for so long are forgotten.
         #[serde(with = "span")]
         idle: Duration = Duration::from_secs(60),
+    }
+);
+
+section!(
+    /// Webhooks' own WASM modules.
+    Transform {
+        /// Threads that run modules, in each process. 0 is one for every core, from 2 to 16. No webhook has more than half.
+        threads: usize = 0,
+        /// CPU time of one call. A module that takes longer is stopped.
+        #[serde(with = "span")]
+        deadline: Duration = Duration::from_millis(50),
+        /// Linear memory of one call, in bytes.
+        memory_bytes_max: usize = 64 << 20,
+        /// Likewise for modules that bring a language's runtime.
+        large_memory_bytes_max: usize = 256 << 20,
+        /// Bytes of a module that may be uploaded.
+        module_bytes_max: usize = 32 << 20,
+        /// Modules above this size bring a language's runtime: they are compiled with less care, have more memory, and
+        /// their instances are used again.
+        large_from_bytes: usize = 4 << 20,
+        /// Calls of one instance of such a module; they leak, so it must end.
+        reuse_max: u32 = 256,
+        /// Bytes of what a module gives back.
+        output_bytes_max: usize = 1 << 20,
+        /// Bytes of one line of a module's log, and of all lines of one call; the rest is cut.
+        log_line_bytes_max: usize = 1 << 10,
+        log_bytes_max: usize = 8 << 10,
+        /// Calls that wait for a thread; past it deliveries wait in their lanes.
+        queue_max: usize = 1024,
+        /// CPU time that one webhook's module may take of all threads' together, in percent over time. What is beyond waits.
+        cpu_share_percent: u32 = 25,
+        /// Failures of a module in a row after which its webhook is paused; 0 for never.
+        suspend_after: u32 = 100,
+        /// Time for compiling one module, and the address space of the process that does it.
+        #[serde(with = "span")]
+        compile_timeout: Duration = Duration::from_secs(60),
+        compile_bytes_max: usize = 4 << 30,
+        /// Folder for compiled modules, which nobody else may write to: machine code is run from it. Empty stands for
+        /// `eventpulse/transforms` in the user's cache folder.
+        cache_folder: String = String::new(),
+        /// Versions kept of one webhook; the oldest that is not in use goes first.
+        versions_max: i64 = 20,
     }
 );
 

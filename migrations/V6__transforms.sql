@@ -1,0 +1,49 @@
+-- Modules by the SHA-256 of their bytes: versions and webhooks with the same one hold it once.
+CREATE TABLE transform_modules (
+    sha256 bytea PRIMARY KEY,
+    wasm bytea NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT date_trunc('milliseconds', clock_timestamp())
+);
+-- Machine code does not shrink by much, and trying takes a second for a large module.
+ALTER TABLE transform_modules ALTER COLUMN wasm SET STORAGE EXTERNAL;
+
+-- A version is a module with its settings, and never changes but for its state: what a delivery was made with can be made again.
+CREATE TABLE transforms (
+    webhook_id bigint NOT NULL,
+    version integer NOT NULL,
+    sha256 bytea NOT NULL REFERENCES transform_modules,
+    size integer NOT NULL,
+    -- Names and values in turn.
+    config text[] NOT NULL DEFAULT '{}',
+    on_error text NOT NULL DEFAULT 'retry' CHECK (on_error IN ('retry', 'original', 'drop')),
+    state text NOT NULL CHECK (state IN ('compiling', 'ready', 'rejected', 'suspended')),
+    -- Why it was rejected or suspended.
+    reason text,
+    -- Whoever compiles it says so again and again; another process takes over when that is too long ago.
+    compiling_at timestamptz,
+    calls bigint NOT NULL DEFAULT 0,
+    changed bigint NOT NULL DEFAULT 0,
+    dropped bigint NOT NULL DEFAULT 0,
+    failed bigint NOT NULL DEFAULT 0,
+    cpu_us bigint NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL DEFAULT date_trunc('milliseconds', clock_timestamp()),
+    PRIMARY KEY (webhook_id, version)
+) WITH (fillfactor = 70);
+CREATE INDEX transforms_compiling ON transforms (compiling_at) WHERE state = 'compiling';
+CREATE INDEX transforms_by_module ON transforms (sha256);
+
+ALTER TABLE webhooks
+    -- The version in force. The first one is it from its upload on, also while it is compiled: its deliveries wait.
+    ADD COLUMN transform_version integer,
+    -- The last version that was given out: a number never comes back.
+    ADD COLUMN transform_last integer NOT NULL DEFAULT 0,
+    -- Paused by the engine, because this version kept failing.
+    ADD COLUMN transform_suspended integer;
+
+-- `scheduled.transform_version`: null as long as nothing was sent, then the version that made the body, 0 for the original. Retries
+-- keep to it. `body_hash` are 8 bytes of that body's SHA-256: the same bytes come out at every attempt.
+ALTER TABLE scheduled ADD COLUMN body_hash bigint;
+CREATE INDEX scheduled_transformed ON scheduled (webhook_id, transform_version) WHERE transform_version > 0;
+
+-- Likewise of what was sent at this attempt; null where nothing was.
+ALTER TABLE delivery_attempts ADD COLUMN transform_version integer;
