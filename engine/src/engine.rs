@@ -31,6 +31,7 @@ use crate::{
         migrate::{self, Identity},
     },
     stream::{self, Producer, Redis, breaker::Breakers, consumer::Claims, due::Due},
+    transform,
 };
 
 /// How long a start waits for Postgres to come up.
@@ -65,6 +66,8 @@ pub enum Error {
     Stream(#[from] stream::Error),
     #[error(transparent)]
     Dispatch(#[from] dispatch::Error),
+    #[error(transparent)]
+    Transform(#[from] transform::Error),
     #[error("the {0} ended unexpectedly")]
     Ended(&'static str),
 }
@@ -157,6 +160,7 @@ struct Common {
     redis: Redis,
     keys: stream::Keys,
     ring: Option<Arc<Ring>>,
+    transforms: Arc<transform::Host>,
     metrics: Arc<Metrics>,
 }
 
@@ -193,6 +197,7 @@ async fn run(
         identity,
         instance,
         redis,
+        transforms: Arc::new(transform::Host::new(&config.transform, metrics.clone())?),
         metrics: metrics.clone(),
     };
     let (stream, producer) = Producer::new(common.keys.clone(), config.stream.unsent_max, metrics.clone());

@@ -23,6 +23,7 @@ pub mod resend;
 pub mod scheduled;
 pub mod settle;
 mod shelf;
+pub mod transforms;
 mod types;
 pub mod webhooks;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Error, Store, Text, shelf::SPARED_UNTIL};
-use crate::model::{AccountId, Event, Key, Try};
+use crate::model::{AccountId, Event, Key, Pin, Try};
 
 /// A scheduled delivery with its event.
 #[derive(Debug)]
@@ -13,6 +13,8 @@ pub struct Owed {
     /// How far away its time is; negative when it has passed.
     pub due_in_ms: i64,
     pub expired: bool,
+    /// What it was sent with before.
+    pub pin: Option<Pin>,
     /// None when the event is gone, such as after Postgres was restored from a backup.
     pub event: Option<Arc<Event>>,
 }
@@ -26,7 +28,8 @@ impl Store {
         let sql = format!(
             "SELECT s.event_id, s.webhook_id, s.round, s.attempt,
                     (extract(epoch FROM s.next_at - now()) * 1000)::bigint,
-                    greatest(s.expires_at, {SPARED_UNTIL}) < now(), e.account_id, e.type, e.payload, e.created_at
+                    greatest(s.expires_at, {SPARED_UNTIL}) < now(), e.account_id, e.type, e.payload, e.created_at,
+                    s.transform_version, s.body_hash
              FROM unnest($1::bigint[], $2::bigint[]) AS k (event_id, webhook_id)
              JOIN scheduled AS s USING (event_id, webhook_id) LEFT JOIN events AS e ON e.id = s.event_id
              LEFT JOIN webhooks AS h ON h.id = s.webhook_id"
@@ -40,6 +43,7 @@ impl Store {
                 tried: Try { round: row.get(2), attempt: row.get(3) },
                 due_in_ms: row.get(4),
                 expired: row.get(5),
+                pin: row.get::<_, Option<i32>>(10).map(|version| Pin { version, hash: row.get(11) }),
                 event: row.get::<_, Option<AccountId>>(6).map(|account| {
                     Arc::new(Event {
                         id: row.get(0),

@@ -25,6 +25,7 @@ fn delivered(event: i64) -> Record {
             error: None,
             reason_code: "delivered",
             duration_ms: 3,
+            transform: None,
         }),
         later: None,
         dead: None,
