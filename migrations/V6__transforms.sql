@@ -55,3 +55,11 @@ CREATE INDEX scheduled_transformed ON scheduled (webhook_id, transform_version) 
 
 -- Likewise of what was sent at this attempt; null where nothing was.
 ALTER TABLE delivery_attempts ADD COLUMN transform_version integer;
+
+-- Which version made the last body that was sent for a delivery, for what `scheduled` pins in a new round. Of a first try that
+-- succeeded without a transform nothing is written.
+CREATE FUNCTION sent_version(event bigint, webhook bigint) RETURNS integer LANGUAGE sql STABLE AS $$
+    SELECT coalesce(transform_version, 0) FROM delivery_attempts
+    WHERE event_id = event AND webhook_id = webhook AND (transform_version IS NOT NULL OR status = 'success')
+    ORDER BY round DESC, attempt DESC LIMIT 1
+$$;

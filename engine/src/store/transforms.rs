@@ -1,13 +1,11 @@
 //! Versions of webhooks' transforms as dispatch and the API read them, and what dispatch notes of them. What changes them is
 //! in [`versions`](super::versions).
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use tokio_postgres::Row;
 
-use super::{Error, Store};
-use crate::model::{AccountId, OnError, Timestamp, Transform, TransformState, WebhookId};
+use super::{Error, Store, webhooks};
+use crate::model::{AccountId, Timestamp, Transform, WebhookId};
 
 /// What dispatchers counted of a version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,6 +16,16 @@ pub struct Counts {
     pub dropped: i64,
     pub failed: i64,
     pub cpu_us: i64,
+}
+
+impl Counts {
+    pub fn add(&mut self, other: &Counts) {
+        self.calls += other.calls;
+        self.changed += other.changed;
+        self.dropped += other.dropped;
+        self.failed += other.failed;
+        self.cpu_us += other.cpu_us;
+    }
 }
 
 /// One version as the API shows it.
@@ -47,8 +55,6 @@ pub struct InForce {
 
 const VERSION: &str = "version, sha256, size, state, reason, on_error, config, created_at,
     calls, changed, dropped, failed, cpu_us";
-
-const TRANSFORM: &str = "t.version, t.sha256, t.config, t.on_error, t.state";
 
 /// Rows are locked in one order, or two dispatchers that count the same ones could wait for each other.
 const COUNT: &str = "
@@ -104,26 +110,6 @@ fn version(row: &Row) -> Version {
     }
 }
 
-/// The columns of [`TRANSFORM`], from `at` on.
-fn transform(row: &Row, at: usize) -> Transform {
-    Transform {
-        version: row.get(at),
-        sha256: hash(row.get(at + 1)),
-        config: Arc::new(pairs(row.get(at + 2))),
-        on_error: match row.get(at + 3) {
-            "original" => OnError::Original,
-            "drop" => OnError::Drop,
-            _ => OnError::Retry,
-        },
-        state: match row.get(at + 4) {
-            "ready" => TransformState::Ready,
-            "rejected" => TransformState::Rejected,
-            "suspended" => TransformState::Suspended,
-            _ => TransformState::Compiling,
-        },
-    }
-}
-
 /// A hash as it stands in a row. One of another length is none of ours and matches no module.
 pub(super) fn hash(bytes: &[u8]) -> [u8; 32] {
     bytes.try_into().unwrap_or([0; 32])
@@ -139,25 +125,13 @@ fn pairs(flat: Vec<String>) -> Vec<(String, String)> {
 }
 
 impl Store {
-    /// The versions that are in force at these accounts' webhooks. A webhook without a transform is missing.
-    pub async fn transforms_of(&self, accounts: &[AccountId]) -> Result<Vec<(WebhookId, Transform)>, Error> {
-        let client = self.client().await?;
-        let sql = format!(
-            "SELECT w.id, {TRANSFORM} FROM webhooks AS w
-             JOIN transforms AS t ON t.webhook_id = w.id AND t.version = w.transform_version
-             WHERE w.account_id = ANY ($1)"
-        );
-        let rows = client.query(&client.prepare_cached(&sql).await?, &[&accounts]).await?;
-        Ok(rows.iter().map(|row| (row.get(0), transform(row, 1))).collect())
-    }
-
     /// One version, also a removed one: a delivery that was sent with it is made with it again.
     pub async fn transform(&self, webhook: WebhookId, version: i32) -> Result<Option<Transform>, Error> {
         let client = self.client().await?;
-        let sql =
-            format!("SELECT {TRANSFORM} FROM transforms AS t WHERE t.webhook_id = $1 AND t.version = $2");
-        let row = client.query_opt(&client.prepare_cached(&sql).await?, &[&webhook, &version]).await?;
-        Ok(row.map(|row| transform(&row, 0)))
+        let sql = "SELECT version, sha256, config, on_error, state FROM transforms
+                   WHERE webhook_id = $1 AND version = $2";
+        let row = client.query_opt(&client.prepare_cached(sql).await?, &[&webhook, &version]).await?;
+        Ok(row.as_ref().map(|row| webhooks::transform(row, 0)))
     }
 
     /// A module's bytes as they were uploaded.
