@@ -21,6 +21,7 @@ mod settle;
 mod shared_work;
 mod sockets;
 mod test_event;
+mod transform_host;
 mod transforms;
 mod volume;
 mod webhooks;
