@@ -31,7 +31,7 @@ use crate::{
         migrate::{self, Identity},
     },
     stream::{self, Producer, Redis, breaker::Breakers, consumer::Claims, due::Due},
-    transform,
+    transform::{self, Host},
 };
 
 /// How long a start waits for Postgres to come up.
@@ -160,7 +160,7 @@ struct Common {
     redis: Redis,
     keys: stream::Keys,
     ring: Option<Arc<Ring>>,
-    transforms: Arc<transform::Host>,
+    transforms: Arc<Host>,
     metrics: Arc<Metrics>,
 }
 
@@ -193,11 +193,11 @@ async fn run(
         ring: (roles == Roles::Both)
             .then(|| Arc::new(Ring::new(config.ingest.ring_events_max, config.ingest.ring_bytes_max))),
         keys: stream::Keys::new(&identity.engine, 0),
+        transforms: Arc::new(Host::new(&config.transform, metrics.clone())?),
         config: config.clone(),
         identity,
         instance,
         redis,
-        transforms: Arc::new(transform::Host::new(&config.transform, metrics.clone())?),
         metrics: metrics.clone(),
     };
     let (stream, producer) = Producer::new(common.keys.clone(), config.stream.unsent_max, metrics.clone());
@@ -356,6 +356,9 @@ impl Api {
             claims: Claims::new(common.redis.commands()?, common.keys.clone(), "api".to_owned()),
             breakers: Breakers::new(common.redis.commands()?, common.keys.clone()),
             tests: http::TestCalls::new(config, metrics.clone())?,
+            transforms: common.transforms.clone(),
+            uploads: http::Turns::uploads(),
+            dry_runs: http::Turns::dry_runs(),
             policy: Policy::new(&config.retry, config.deliver.timeout),
             metrics: metrics.clone(),
         };

@@ -16,6 +16,7 @@ pub mod failing;
 pub mod link;
 pub mod manage;
 pub mod migrate;
+pub mod modules;
 pub mod parcels;
 pub mod progress;
 pub mod replay;
@@ -25,6 +26,7 @@ pub mod settle;
 mod shelf;
 pub mod transforms;
 mod types;
+pub mod versions;
 pub mod webhooks;
 
 use std::time::Duration;
