@@ -357,8 +357,8 @@ impl Api {
             breakers: Breakers::new(common.redis.commands()?, common.keys.clone()),
             tests: http::TestCalls::new(config, metrics.clone())?,
             transforms: common.transforms.clone(),
-            uploads: http::Turns::uploads(),
-            dry_runs: http::Turns::dry_runs(),
+            uploads: http::Turns::uploads(metrics),
+            dry_runs: http::Turns::dry_runs(metrics),
             policy: Policy::new(&config.retry, config.deliver.timeout),
             metrics: metrics.clone(),
         };

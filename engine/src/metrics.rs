@@ -138,6 +138,8 @@ catalogue! {
         modules: Gauge "eventpulse_transform_modules" "Compiled modules in memory.";
         waited: Counter "eventpulse_transform_waited_total" "Deliveries parked because their module was not ready here.";
         suspended: Counter "eventpulse_transform_suspended_total" "Webhooks paused because their module kept failing.";
+        uploads_refused: Counter "eventpulse_transform_refused_total" ["call" = "upload"] "Calls refused because as many as allowed were running.";
+        dry_runs_refused: Counter "eventpulse_transform_refused_total" ["call" = "dry_run"] "Calls refused because as many as allowed were running.";
         changed_body: Counter "eventpulse_transform_body_mismatches_total" "Retries whose body was not the one sent before; 0 as long as modules are deterministic.";
     }
     Deliver "The HTTP client." {

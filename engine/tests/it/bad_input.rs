@@ -569,7 +569,7 @@ async fn bodies_are_bounded() {
 }
 
 /// Every call that needs a key.
-const CALLS: [(&str, &str); 7] = [
+const CALLS: [(&str, &str); 14] = [
     ("POST", "/send-event"),
     ("GET", "/events"),
     ("GET", "/events/1"),
@@ -577,6 +577,13 @@ const CALLS: [(&str, &str); 7] = [
     ("GET", "/dlq"),
     ("POST", "/dlq/1/retry"),
     ("POST", "/register-webhook"),
+    ("GET", "/webhooks/1/transform"),
+    ("PUT", "/webhooks/1/transform"),
+    ("PATCH", "/webhooks/1/transform"),
+    ("DELETE", "/webhooks/1/transform"),
+    ("DELETE", "/webhooks/1/transform/1"),
+    ("POST", "/webhooks/1/transform/activate"),
+    ("POST", "/webhooks/1/transform/dry-run"),
 ];
 
 /// One of [`CALLS`], with a body that would do.

@@ -23,5 +23,6 @@ mod sockets;
 mod test_event;
 mod transform_host;
 mod transforms;
+mod transforms_api;
 mod volume;
 mod webhooks;

@@ -5,14 +5,17 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use metrics::Counter;
+
 use super::super::ApiError;
-use crate::model::AccountId;
+use crate::{metrics::Metrics, model::AccountId};
 
 /// Places for calls of one kind.
 pub struct Turns {
     inner: Arc<Inner>,
     /// Names the calls in a refusal.
     code: &'static str,
+    refused: Counter,
 }
 
 struct Inner {
@@ -46,18 +49,22 @@ impl Drop for Turn {
 }
 
 impl Turns {
-    fn new(code: &'static str, at_once_max: usize, account_max: usize) -> Turns {
-        Turns { inner: Arc::new(Inner { at_once_max, account_max, running: Mutex::default() }), code }
+    fn new(code: &'static str, at_once_max: usize, account_max: usize, refused: Counter) -> Turns {
+        Turns {
+            inner: Arc::new(Inner { at_once_max, account_max, running: Mutex::default() }),
+            code,
+            refused,
+        }
     }
 
     /// For uploads, until their module is compiled.
-    pub fn uploads() -> Turns {
-        Turns::new("too_many_uploads", 8, 2)
+    pub fn uploads(metrics: &Metrics) -> Turns {
+        Turns::new("too_many_uploads", 8, 2, metrics.transform.uploads_refused.clone())
     }
 
     /// For dry runs.
-    pub fn dry_runs() -> Turns {
-        Turns::new("too_many_dry_runs", 4, 1)
+    pub fn dry_runs(metrics: &Metrics) -> Turns {
+        Turns::new("too_many_dry_runs", 4, 1, metrics.transform.dry_runs_refused.clone())
     }
 
     /// Takes a place for a call of an account.
@@ -67,9 +74,11 @@ impl Turns {
     pub(super) fn turn(&self, account: AccountId) -> Result<Turn, ApiError> {
         let mut running = self.inner.running();
         if running.get(&account).copied().unwrap_or_default() >= self.inner.account_max {
+            self.refused.increment(1);
             return Err(ApiError::too_many_of_yours(self.code));
         }
         if running.values().sum::<usize>() >= self.inner.at_once_max {
+            self.refused.increment(1);
             return Err(ApiError::too_many_here(self.code));
         }
         *running.entry(account).or_default() += 1;
@@ -87,7 +96,7 @@ mod tests {
 
     #[test]
     fn an_account_has_some_of_the_places() {
-        let turns = Turns::new("x", 3, 2);
+        let turns = Turns::new("x", 3, 2, Counter::noop());
         let turn = |account| turns.turn(AccountId(account));
         let mut own: Vec<_> = (0..2).map(|_| turn(1).unwrap()).collect();
         assert_eq!((status(turn(1)), status(turn(2))), (429, 200));
