@@ -70,8 +70,8 @@ w AS (UPDATE webhooks SET version = config_version,
     in_flight_max = CASE WHEN $15 THEN $16::int ELSE in_flight_max END
     FROM v WHERE id = $2 AND account_id = $1 AND state <> 'deleted' RETURNING webhooks.*),
 a AS (UPDATE accounts SET version = config_version FROM v WHERE id = $1 AND EXISTS (SELECT FROM w)),
-t AS (UPDATE transforms SET state = CASE state WHEN 'suspended' THEN 'ready' ELSE state END,
-    reason = CASE state WHEN 'suspended' THEN NULL ELSE reason END
+t AS (UPDATE transforms SET state = CASE transforms.state WHEN 'suspended' THEN 'ready' ELSE transforms.state END,
+    reason = CASE transforms.state WHEN 'suspended' THEN NULL ELSE reason END
     FROM w, v WHERE transforms.webhook_id = w.id AND transforms.version = w.transform_version AND w.state = 'active'
         AND (w.resumed_at = now() OR w.since_version = config_version))
 SELECT ";

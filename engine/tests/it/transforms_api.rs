@@ -463,9 +463,9 @@ async fn a_version_stays_as_long_as_deliveries_need_it() {
     let kept = store.transform(webhook, 4).await.expect("an answer").expect("dispatch still has it");
     assert_eq!(*kept.config, [("n".to_owned(), "2".to_owned())]);
     assert_eq!(store.module(&kept.sha256).await.expect("an answer").expect("its bytes"), guests::echo());
-    let removed_long_ago = "UPDATE transforms SET removed_at = now() - interval '11 minutes'";
-    execute(&app, removed_long_ago).await;
+    // In this order: modules are looked at when a version has gone.
     execute(&app, "UPDATE transform_modules SET uploaded_at = now() - interval '11 minutes'").await;
+    execute(&app, "UPDATE transforms SET removed_at = now() - interval '11 minutes'").await;
     until_count(&app, "all but two are gone", VERSIONS, 2).await;
     // The module of a refused upload is nobody's; that of these two stays.
     until_count(&app, "one module is left", MODULES, 1).await;
@@ -487,8 +487,8 @@ async fn a_module_that_two_webhooks_have_is_stored_once_and_goes_with_the_last()
         assert_eq!(answer(delete.header("x-api-key", &account.key)).await.0, 200);
         let marked = "SELECT count(*) FROM transforms WHERE removed_at IS NULL";
         until_count(&app, "it is removed with its webhook", marked, left).await;
-        execute(&app, "UPDATE transforms SET removed_at = removed_at - interval '11 minutes'").await;
         execute(&app, "UPDATE transform_modules SET uploaded_at = now() - interval '11 minutes'").await;
+        execute(&app, "UPDATE transforms SET removed_at = removed_at - interval '11 minutes'").await;
         until_count(&app, "the version goes", VERSIONS, left).await;
         until_count(&app, "the module stays for the other", MODULES, left.min(1)).await;
     }
