@@ -91,6 +91,10 @@ async fn round(context: &Arc<Context>, due: &mut Due) -> Result<usize, Failure> 
 /// The rows whose time has come. Members that nothing is owed for are forgotten, and those that are early go back.
 async fn look_up(context: &Context, due: &mut Due, keys: &[Key]) -> Result<Vec<Owed>, Failure> {
     let mut owed = context.store.owed(keys, context.spare_ms()).await?;
+    // Who mended a webhook and then asks for its dead letters means the mended one.
+    if let Some(version) = owed.iter().map(|row| row.version).max() {
+        context.registry.catch_up(version).await?;
+    }
     forget_stale(context, due, keys, &owed).await?;
     // The row was moved on while its member was not: the row is right.
     let early: Vec<(Key, i64)> =

@@ -20,6 +20,8 @@ pub struct Owed {
     pub expired: bool,
     /// What it was sent with before.
     pub pin: Option<Pin>,
+    /// The configuration in which its webhook changed last; 0 for one that is not there.
+    pub version: i64,
     /// None when the event is gone, such as after Postgres was restored from a backup.
     pub event: Option<Arc<Event>>,
 }
@@ -44,7 +46,7 @@ impl Store {
             "SELECT s.event_id, s.webhook_id, s.round, s.attempt,
                     (extract(epoch FROM s.next_at - now()) * 1000)::bigint,
                     greatest(s.expires_at, {SPARED_UNTIL}) < now(), e.account_id, e.type, e.payload, e.created_at,
-                    s.transform_version, s.body_hash
+                    s.transform_version, s.body_hash, coalesce(h.version, 0)
              FROM unnest($1::bigint[], $2::bigint[]) AS k (event_id, webhook_id)
              JOIN scheduled AS s USING (event_id, webhook_id) LEFT JOIN events AS e ON e.id = s.event_id
              LEFT JOIN webhooks AS h ON h.id = s.webhook_id"
@@ -59,6 +61,7 @@ impl Store {
                 due_in_ms: row.get(4),
                 expired: row.get(5),
                 pin: row.get::<_, Option<i32>>(10).map(|version| Pin { version, hash: row.get(11) }),
+                version: row.get(12),
                 event: row.get::<_, Option<AccountId>>(6).map(|account| {
                     Arc::new(Event {
                         id: row.get(0),
