@@ -363,7 +363,7 @@ impl Api {
             metrics: metrics.clone(),
         };
         let later = watch::Sender::new(false);
-        tokio::spawn(lookup.run(later.subscribe()));
+        let lookup = tokio::spawn(lookup.run(later.subscribe()));
         let batcher = tokio::spawn(batcher.run());
         let [small, bulk] = carriers.map(|carrier| tokio::spawn(carrier.run()));
         let producer =
@@ -378,6 +378,7 @@ impl Api {
         }
         later.send_replace(true);
         let _ = producer.await;
+        let _ = lookup.await;
         Ok(())
     }
 }

@@ -283,6 +283,8 @@ pub struct Webhook {
     pub url: String,
     /// `whsec_` and 32 bytes in base64.
     pub secret: String,
+    /// The one before, which signs too until then.
+    pub secret_before: Option<(String, Timestamp)>,
     /// Exact names, or prefixes ending in `.*`; none stands for every type.
     pub event_types: Option<Vec<String>>,
     pub state: State,
@@ -379,6 +381,7 @@ mod tests {
             account: AccountId(1),
             url: String::new(),
             secret: String::new(),
+            secret_before: None,
             event_types: types.map(|t| t.iter().map(|s| (*s).to_owned()).collect()),
             state: State::Active,
             since,

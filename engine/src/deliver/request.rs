@@ -39,6 +39,8 @@ pub struct Target {
     pub webhook: Webhook,
     uri: Uri,
     signer: Signer,
+    /// Of the secret before, until then.
+    before: Option<(Signer, Timestamp)>,
     /// The account's own, read once.
     headers: Vec<(HeaderName, HeaderValue)>,
 }
@@ -54,6 +56,7 @@ impl Target {
         Some(Target {
             uri: webhook.url.parse().ok()?,
             signer: Signer::new(&webhook.secret),
+            before: webhook.secret_before.as_ref().map(|(secret, until)| (Signer::new(secret), *until)),
             headers: webhook.own.headers.iter().filter_map(read).collect(),
             webhook,
         })
@@ -119,11 +122,20 @@ impl Target {
                 headers.insert(name, value);
             }
         };
-        set("x-eventpulse-signature", &self.signer.seed(&body));
+        // Who knows one secret only has to find its signature: the header with room for two has both, and the other stays the
+        // old one's for as long as that counts.
+        let before = self.before.as_ref().filter(|(_, until)| now < *until).map(|(signer, _)| signer);
+        let mut standard = self.signer.standard(id, &timestamp, &body);
+        if let Some(before) = before {
+            standard.push(' ');
+            standard.push_str(&before.standard(id, &timestamp, &body));
+            set("x-eventpulse-signature-next", &self.signer.seed(&body));
+        }
+        set("x-eventpulse-signature", &before.unwrap_or(&self.signer).seed(&body));
         set("x-eventpulse-event-id", &event.id.to_string());
         set("x-eventpulse-event-type", &event.kind);
         set("x-eventpulse-attempt", &tried.attempt.to_string());
-        set("webhook-signature", &self.signer.standard(id, &timestamp, &body));
+        set("webhook-signature", &standard);
         set("webhook-timestamp", &timestamp);
         set("webhook-id", id);
         headers.insert(CONTENT_TYPE, content_type);
@@ -171,6 +183,7 @@ mod tests {
             account: AccountId(1),
             url: "http://example.com/hook?a=b".into(),
             secret: "whsec_AAAA".into(),
+            secret_before: None,
             event_types: None,
             state: State::Active,
             since: 0,

@@ -6,9 +6,9 @@ use hyper::{Method, Request, Response, body::Incoming};
 use tokio::sync::Semaphore;
 
 use super::{
-    ApiError, Connection, Service, body, deliveries, dlq, events, manage, replay,
+    ApiError, Connection, Service, api_keys, body, deliveries, dlq, events, manage, replay,
     reply::{self, Body},
-    resend, test_event,
+    resend, rotate_secret, test_event,
     transform::{self, Turns},
     webhooks, whole,
 };
@@ -132,6 +132,11 @@ impl Gateway {
             ["events", id, "attempts"] if get => deliveries::attempts(self, request, id).await,
             ["events", id, "resend"] if post => resend::resend(self, request, id).await,
             ["register-webhook"] if post => webhooks::register(self, request).await,
+            ["api-keys"] if post => api_keys::make(self, request).await,
+            ["api-keys"] if get => api_keys::list(self, request).await,
+            ["api-keys", id] if request.method() == Method::DELETE => {
+                api_keys::revoke(self, request, id).await
+            }
             ["dlq"] if get => dlq::list(self, request).await,
             ["dlq", "retry"] if post => dlq::retry_many(self, request).await,
             ["dlq", id, "retry"] if post => dlq::retry(self, request, id).await,
@@ -140,6 +145,7 @@ impl Gateway {
             ["webhooks", id] if request.method() == Method::PATCH => manage::change(self, request, id).await,
             ["webhooks", id] if request.method() == Method::DELETE => manage::delete(self, request, id).await,
             ["webhooks", id, "test"] if post => test_event::test(self, request, id).await,
+            ["webhooks", id, "rotate-secret"] if post => rotate_secret::rotate(self, request, id).await,
             ["webhooks", id, "replay"] if post => replay::replay(self, request, id).await,
             ["webhooks", id, "transform", ref rest @ ..] => transform::route(self, request, id, rest).await,
             ["health"] if get => Ok(reply::health("api-gateway")),
@@ -148,7 +154,9 @@ impl Gateway {
             | ["dlq", "retry"]
             | ["dlq", _, "retry"]
             | ["events", _, "resend"]
-            | ["webhooks", _, "test" | "replay"] => Err(ApiError::method("POST")),
+            | ["webhooks", _, "test" | "replay" | "rotate-secret"] => Err(ApiError::method("POST")),
+            ["api-keys"] => Err(ApiError::method("GET, POST")),
+            ["api-keys", _] => Err(ApiError::method("DELETE")),
             ["webhooks", _] => Err(ApiError::method("GET, PATCH, DELETE")),
             ["events" | "dlq" | "webhooks" | "health" | "metrics"]
             | ["events", _]

@@ -3,6 +3,7 @@
 //! A crash here loses nothing that was answered with a 2xx: those events are committed.
 
 mod answer;
+mod api_keys;
 mod asked;
 mod body;
 mod connection;
@@ -17,6 +18,7 @@ mod query;
 mod replay;
 mod reply;
 mod resend;
+mod rotate_secret;
 mod server;
 mod settings;
 mod test_event;

@@ -3,7 +3,7 @@
 //! Known keys are answered from memory. Unknown ones go to Postgres in batches, one query in flight; keys
 //! that do not exist are remembered in a bounded set. Garbage does not get that far: a key ends in a check
 //! value only this deployment can compute. Revocations arrive with the configuration version, polled each
-//! second.
+//! second. Which keys are used is written once a minute.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,10 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
 use lru::LruCache;
 use sha2::{Digest, Sha256};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 
 use crate::{
     metrics::Metrics,
@@ -36,8 +39,14 @@ const WAITING_MAX: usize = 1024;
 /// Remembered keys that do not exist.
 const UNKNOWN_MAX: usize = 10_000;
 
+/// Keys of one statement that notes their use.
+const NOTE_MAX: usize = 1000;
+
 /// Longest wait for Postgres; a key that is not known by then cannot be judged.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is written which keys were used.
+const NOTE: Duration = Duration::from_secs(60);
 
 /// How often the configuration version is asked for.
 const POLL: Duration = Duration::from_secs(1);
@@ -101,8 +110,34 @@ impl Form {
 }
 
 struct Cache {
-    known: LruCache<[u8; 32], KeyOwner>,
+    known: LruCache<[u8; 32], Known>,
+    /// Keys used since that was last written, each once.
+    used: Vec<[u8; 32]>,
     unknown: LruCache<[u8; 32], ()>,
+}
+
+struct Known {
+    owner: KeyOwner,
+    /// It stands in `used`.
+    used: bool,
+}
+
+impl Cache {
+    /// The owner of a known key, which is used now.
+    fn known(&mut self, hash: &[u8; 32]) -> Option<KeyOwner> {
+        let max = self.known.cap().get();
+        let known = self.known.get_mut(hash)?;
+        // As many as are known; that more are used in a minute than fit is not worth more memory.
+        if !std::mem::replace(&mut known.used, true) && self.used.len() < max {
+            self.used.push(*hash);
+        }
+        Some(known.owner)
+    }
+
+    fn learn(&mut self, hash: [u8; 32], owner: KeyOwner) {
+        self.known.put(hash, Known { owner, used: false });
+        self.known(&hash);
+    }
 }
 
 type Ask = ([u8; 32], oneshot::Sender<Result<Option<KeyOwner>, Error>>);
@@ -126,6 +161,7 @@ impl Keys {
         let (ask, asked) = mpsc::channel(WAITING_MAX);
         let cache = Arc::new(Mutex::new(Cache {
             known: LruCache::new(size(keys_max)),
+            used: Vec::new(),
             unknown: LruCache::new(size(UNKNOWN_MAX)),
         }));
         let lookup = Lookup { store, asked, cache: cache.clone() };
@@ -142,9 +178,9 @@ impl Keys {
         let hash = self.form.hash(text).ok_or(Error::Invalid)?;
         {
             let mut cache = lock(&self.cache);
-            if let Some(owner) = cache.known.get(&hash) {
+            if let Some(owner) = cache.known(&hash) {
                 self.metrics.ingest.key_hits.increment(1);
-                return Ok(*owner);
+                return Ok(owner);
             }
             if cache.unknown.get(&hash).is_some() {
                 return Err(Error::Invalid);
@@ -173,15 +209,18 @@ impl Lookup {
         let mut version = None;
         let mut poll = tokio::time::interval(POLL);
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut note = tokio::time::interval_at(Instant::now() + NOTE, NOTE);
+        note.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut asks = Vec::new();
         loop {
             tokio::select! {
                 n = self.asked.recv_many(&mut asks, LOOKUP_MAX) => match n {
-                    0 => return,
+                    0 => return self.note_used().await,
                     _ => self.look_up(&mut asks).await,
                 },
                 _ = poll.tick() => self.poll(&mut version).await,
-                () = crate::stopped(&mut stop) => return,
+                _ = note.tick() => self.note_used().await,
+                () = crate::stopped(&mut stop) => return self.note_used().await,
             }
         }
     }
@@ -203,7 +242,7 @@ impl Lookup {
                     let owner = found.get(&hash).copied().flatten();
                     let mut cache = lock(&self.cache);
                     match owner {
-                        Some(owner) => drop(cache.known.put(hash, owner)),
+                        Some(owner) => cache.learn(hash, owner),
                         None => drop(cache.unknown.put(hash, ())),
                     }
                     Ok(owner)
@@ -211,6 +250,26 @@ impl Lookup {
             };
             // The request may have gone away meanwhile.
             let _ = answer.send(outcome);
+        }
+    }
+
+    /// Writes which keys were used. What Postgres does not take is of no great worth.
+    async fn note_used(&self) {
+        let used = {
+            let mut cache = lock(&self.cache);
+            let used = std::mem::take(&mut cache.used);
+            for hash in &used {
+                if let Some(known) = cache.known.peek_mut(hash) {
+                    known.used = false;
+                }
+            }
+            used
+        };
+        for page in used.chunks(NOTE_MAX) {
+            if let Err(error) = patiently(self.store.note_used(page)).await {
+                tracing::debug!(error = crate::chain(&error), "uses of keys not noted");
+                return;
+            }
         }
     }
 

@@ -44,16 +44,6 @@ impl Store {
         let now = rows.first().map_or(version, |row| row.get(4));
         Ok((now, rows.iter().filter_map(key_row).collect()))
     }
-
-    /// Revokes the keys of an account that begin with `prefix`. Returns how many there were.
-    pub async fn revoke_keys(&self, account: AccountId, prefix: &str) -> Result<u64, Error> {
-        let client = self.client().await?;
-        let sql =
-            "WITH v AS (UPDATE engine_state SET config_version = config_version + 1 RETURNING config_version)
-                   UPDATE api_keys SET revoked_at = now(), version = config_version FROM v
-                   WHERE account_id = $1 AND prefix = $2 AND revoked_at IS NULL";
-        Ok(client.execute(sql, &[&account, &prefix]).await?)
-    }
 }
 
 fn key_row(row: &tokio_postgres::Row) -> Option<KeyRow> {

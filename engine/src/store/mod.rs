@@ -4,6 +4,7 @@
 //! recorder each have a connection of their own ([`Link`]), one statement or transaction in flight at a time.
 
 pub mod accounts;
+pub mod api_keys;
 pub mod backlog;
 pub mod batches;
 pub mod beats;
@@ -22,6 +23,7 @@ pub mod progress;
 pub mod replay;
 pub mod resend;
 pub mod scheduled;
+mod secrets;
 pub mod settle;
 mod shelf;
 pub mod transforms;

@@ -85,7 +85,7 @@ FROM a RETURNING id, account_id, created_at";
 const SELECT: &str = "
 SELECT w.id, w.account_id, w.url, w.secret, w.event_types, w.state, w.since_version, w.until_version,
     w.headers, w.rate_limit, w.retry_waits_ms, w.timeout_ms, w.in_flight_max,
-    t.version, t.sha256, t.config, t.on_error, t.state
+    t.version, t.sha256, t.config, t.on_error, t.state, w.secret_before, w.secret_until
 FROM webhooks AS w LEFT JOIN transforms AS t ON t.webhook_id = w.id AND t.version = w.transform_version";
 
 fn made(row: &Row) -> Made {
@@ -99,6 +99,7 @@ fn webhook(row: &Row) -> Webhook {
         account: row.get(1),
         url: row.get(2),
         secret: row.get(3),
+        secret_before: row.get::<_, Option<String>>(18).zip(row.get(19)),
         event_types: row.get(4),
         state: match state {
             "active" => State::Active,

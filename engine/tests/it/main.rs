@@ -1,5 +1,6 @@
 //! The engine against a real Postgres and a real Redis, through its HTTP port.
 
+mod access;
 mod backlog;
 mod bad_input;
 mod bulk;
