@@ -196,6 +196,7 @@ catalogue! {
         taken_over: Counter "eventpulse_recover_taken_over_total" "Batches taken over from dead instances.";
         leftovers: Counter "eventpulse_recover_leftovers_total" "Own batches found unsent in Postgres.";
         old_keys: Counter "eventpulse_recover_idempotency_keys_removed_total" "Idempotency keys removed because they are older than 24 hours.";
+        partitions_dropped: Counter "eventpulse_retention_partitions_dropped_total" "Partitions dropped because all events in them are older than retention.events.";
         swept: Counter "eventpulse_sweep_batches_total" "Batches found accounted for and removed.";
         missing: Counter "eventpulse_sweep_missing_total" "Deliveries the sweep found missing and scheduled; 0 without faults.";
         owed: Gauge "eventpulse_sweep_batches_owed" "Batches not yet accounted for, at the last sweep.";

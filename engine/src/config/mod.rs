@@ -53,6 +53,7 @@ section!(
         deliver: Deliver = Deliver::default(),
         retry: Retry = Retry::default(),
         dlq: Dlq = Dlq::default(),
+        retention: Retention = Retention::default(),
         webhooks: Webhooks = Webhooks::default(),
         recover: Recover = Recover::default(),
         log: Log = Log::default(),
@@ -336,6 +337,16 @@ section!(
         /// longer takes disk.
         #[serde(with = "span")]
         retention: Duration = Duration::from_secs(30 * 86_400),
+    }
+);
+
+section!(
+    /// How long events are kept.
+    Retention {
+        /// Events are removed once all of their partition, 67 million ids, are older than this and settled, with their attempts
+        /// and dead letters; 0 keeps them for ever.
+        #[serde(with = "span")]
+        events: Duration = Duration::from_secs(30 * 86_400),
     }
 );
 

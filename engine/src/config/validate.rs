@@ -114,6 +114,12 @@ impl Config {
             "dlq.retention must be at most ten years; 0 stands for ever",
         );
         need(
+            self.retention.events.is_zero()
+                || (Duration::from_secs(86_400)..=Duration::from_secs(3650 * 86_400))
+                    .contains(&self.retention.events),
+            "retention.events must be at least a day, or work in hand would lose its events, and at most ten years; 0 stands for ever",
+        );
+        need(
             self.webhooks.disable_after <= Duration::from_secs(3650 * 86_400),
             "webhooks.disable_after must be at most ten years; 0 stands for never",
         );

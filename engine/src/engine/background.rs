@@ -11,6 +11,7 @@ use crate::{
     ingest::marks,
     recover::{
         backlog::Cap,
+        retention::Retention,
         sweep::Sweep,
         takeover::Keeper,
         upkeep::{OldLetters, Upkeep},
@@ -62,6 +63,7 @@ pub(super) fn start(
         disable_after: config.webhooks.disable_after,
         cap: Cap::new(config.lane.backlog_max, config.retry.horizon),
         letters: OldLetters::new(config.dlq.retention),
+        retention: Retention::new(config.retention.events),
         rounds: 0,
         metrics: metrics.clone(),
     };

@@ -2,6 +2,7 @@
 //! stream, and deliveries that were lost on the way. And what one process does for all once in a while.
 
 pub mod backlog;
+pub mod retention;
 pub mod sweep;
 pub mod takeover;
 pub mod upkeep;

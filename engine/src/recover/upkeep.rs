@@ -1,11 +1,11 @@
 //! Upkeep: what is to be done once in a while and by one process: disabling webhooks that have failed for too long,
-//! removing old dead letters and versions of transforms, and cutting backlogs that are too long.
+//! removing old events, dead letters and versions of transforms, and cutting backlogs that are too long.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
-use super::backlog::Cap;
+use super::{backlog::Cap, retention::Retention};
 use crate::{
     metrics::Metrics,
     store::{Error, Link, Store, failing::Cause},
@@ -31,6 +31,7 @@ pub struct Upkeep {
     pub disable_after: Duration,
     pub letters: OldLetters,
     pub cap: Cap,
+    pub retention: Retention,
     /// How many there were: 0 to begin with.
     pub rounds: u32,
     pub metrics: Arc<Metrics>,
@@ -74,7 +75,8 @@ impl Upkeep {
         self.disable_failing().await?;
         self.remove_old_letters().await?;
         self.remove_transforms().await?;
-        self.cap.round(&self.store, &self.metrics).await
+        self.cap.round(&self.store, &self.metrics).await?;
+        self.retention.round(&self.store, &self.metrics).await
     }
 
     async fn remove_old_letters(&mut self) -> Result<(), Error> {

@@ -22,6 +22,7 @@ pub mod parcels;
 pub mod progress;
 pub mod replay;
 pub mod resend;
+mod retention;
 pub mod scheduled;
 mod secrets;
 pub mod settle;

@@ -17,6 +17,7 @@ mod outage;
 mod overload;
 mod process;
 mod replay;
+mod retention;
 mod scheduled;
 mod settle;
 mod shared_work;
