@@ -237,7 +237,7 @@ section!(
 section!(
     /// Webhooks' own WASM modules.
     Transform {
-        /// Threads that run modules, in each process. 0 is one for every core, from 2 to 16. No webhook has more than half.
+        /// Threads that run modules, in each process, from 2 to 16. 0 is one for every core. No webhook has more than half.
         threads: usize = 0,
         /// CPU time of one call. A module that takes longer is stopped.
         #[serde(with = "span")]
@@ -255,7 +255,7 @@ section!(
         reuse_max: u32 = 256,
         /// Bytes of what a module gives back.
         output_bytes_max: usize = 1 << 20,
-        /// Bytes of one line of a module's log, and of all lines of one call; the rest is cut.
+        /// Bytes of one line of a module's log, of which the end is cut, and of all lines of one call, of which the first are.
         log_line_bytes_max: usize = 1 << 10,
         log_bytes_max: usize = 8 << 10,
         /// Calls that wait for a thread; past it deliveries wait in their lanes.
@@ -264,7 +264,7 @@ section!(
         cpu_share_percent: u32 = 25,
         /// Failures of a module in a row after which its webhook is paused; 0 for never.
         suspend_after: u32 = 100,
-        /// Time for compiling one module, and the address space of the process that does it.
+        /// CPU time for compiling one module, and the address space of the process that does it.
         #[serde(with = "span")]
         compile_timeout: Duration = Duration::from_secs(60),
         compile_bytes_max: usize = 4 << 30,

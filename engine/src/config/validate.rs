@@ -96,6 +96,44 @@ impl Config {
             "recover.sweep_after must be longer than dispatch.hold, or work in hand looks lost",
         );
         need(self.recover.dead_after_beats >= 3, "recover.dead_after_beats must be at least 3");
+        let transform = &self.transform;
+        need(transform.threads <= 16, "transform.threads must be at most 16; 0 is one for every core");
+        need(
+            (Duration::from_millis(1)..=Duration::from_secs(10)).contains(&transform.deadline),
+            "transform.deadline must be within 1ms..10s",
+        );
+        need(
+            (64 << 10..=4 << 30).contains(&transform.memory_bytes_max)
+                && (transform.memory_bytes_max..=4 << 30).contains(&transform.large_memory_bytes_max),
+            "transform.memory_bytes_max must be at least 64 KiB, transform.large_memory_bytes_max no less than that, and both at most 4 GiB",
+        );
+        need(
+            transform.module_bytes_max <= 256 << 20
+                && transform.large_from_bytes <= transform.module_bytes_max,
+            "transform.large_from_bytes must be at most transform.module_bytes_max, and that at most 256 MiB",
+        );
+        need(
+            (1..=64 << 20).contains(&transform.output_bytes_max),
+            "transform.output_bytes_max must be within 1 byte and 64 MiB",
+        );
+        need(
+            transform.log_line_bytes_max <= transform.log_bytes_max && transform.log_bytes_max <= 1 << 20,
+            "transform.log_line_bytes_max must be at most transform.log_bytes_max, and that at most 1 MiB",
+        );
+        need((1..=1 << 20).contains(&transform.queue_max), "transform.queue_max must be within 1..1048576");
+        need(
+            (1..=100).contains(&transform.cpu_share_percent),
+            "transform.cpu_share_percent must be within 1..100",
+        );
+        need(
+            transform.compile_timeout >= Duration::from_secs(1),
+            "transform.compile_timeout must be at least 1s",
+        );
+        need(
+            transform.compile_bytes_max >= 256 << 20,
+            "transform.compile_bytes_max must be at least 256 MiB: a compiler needs as much for any module",
+        );
+        need(transform.versions_max > 1, "transform.versions_max must be at least 2");
         need(
             self.deliver.timeout >= self.deliver.connect_timeout,
             "deliver.timeout must not be shorter than deliver.connect_timeout",
@@ -140,6 +178,23 @@ mod tests {
         valid().validate(Roles::Both).unwrap();
         let text = Config::default().validate(Roles::Both).unwrap_err().to_string();
         assert!(text.contains("DATABASE_URL") && text.contains("REDIS_URL"), "{text}");
+    }
+
+    #[test]
+    fn limits_of_transforms_fit_together() {
+        valid().validate(Roles::Both).unwrap();
+        let changes: [fn(&mut super::super::Transform); 4] = [
+            |t| t.deadline = Duration::ZERO,
+            |t| t.large_from_bytes = t.module_bytes_max + 1,
+            |t| t.large_memory_bytes_max = t.memory_bytes_max - 1,
+            |t| t.queue_max = 0,
+        ];
+        for change in changes {
+            let mut config = valid();
+            change(&mut config.transform);
+            let text = config.validate(Roles::Both).unwrap_err().to_string();
+            assert!(text.contains("transform."), "{text}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 
 use rustix::process::Signal;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     process::{Child, Command},
     time::timeout,
 };
@@ -21,12 +21,15 @@ use super::{
     compile::{Order, Verdict},
 };
 
-/// Machine code of the largest module that may be uploaded is some times its size.
-const ARTEFACT_BYTES_MAX: u64 = 1 << 30;
+/// Bytes of machine code from one byte of a module, and beside those of a small one. It is two to three of an ordinary one.
+const EXPANSION_MAX: usize = 8;
+const ARTEFACT_BYTES: usize = 16 << 20;
 const STDERR_BYTES_MAX: u64 = 4 << 10;
 
-/// The process counts its own CPU time and ends itself. Beyond this many times that, the machine had none to give it.
-const WALL_FACTOR: u32 = 3;
+/// The process counts its own CPU time and ends itself. Beyond this many times that, and this time, the machine had none to
+/// give it: it is nice to others.
+const WALL_FACTOR: u32 = 10;
+const WALL_MIN: Duration = Duration::from_secs(120);
 
 /// Every code there is, so that a verdict's text becomes one of ours.
 const CODES: [&str; 6] = [
@@ -53,7 +56,7 @@ pub(super) async fn compile(program: &Path, order: &Order, wasm: &[u8]) -> Resul
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| failed("its process could not be started", error))?;
-    let wall = Duration::from_secs(order.cpu_seconds) * WALL_FACTOR;
+    let wall = Duration::from_secs(order.cpu_seconds).saturating_mul(WALL_FACTOR).max(WALL_MIN);
     let Ok(spoken) = timeout(wall, speak(&mut child, order, wasm)).await else {
         return Err(CompileError::Failed(format!(
             "the machine was too busy: its process did not end within {} s",
@@ -62,6 +65,10 @@ pub(super) async fn compile(program: &Path, order: &Order, wasm: &[u8]) -> Resul
     };
     let (stdout, stderr, status) =
         spoken.map_err(|error| failed("its process could not be read from", error))?;
+    if stdout.len() >= spoken_bytes_max(wasm) {
+        let message = format!("the module becomes more than {} MiB of machine code", stdout.len() >> 20);
+        return Err(rejected("too_complex", message).into());
+    }
     if !status.success() {
         return Err(ended_badly(status, order, &stderr));
     }
@@ -80,15 +87,20 @@ async fn speak(child: &mut Child, order: &Order, wasm: &[u8]) -> io::Result<(Vec
         let _ = stdin.write_all(&line).await;
         let _ = stdin.write_all(wasm).await;
     };
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let (mut stdout, mut stderr) = (stdout.take(ARTEFACT_BYTES_MAX), stderr.take(STDERR_BYTES_MAX));
-    let ((), read, read_errors) =
-        tokio::join!(write, stdout.read_to_end(&mut out), stderr.read_to_end(&mut err));
-    read?;
-    read_errors?;
-    // Closed before the end is waited for: a process that still writes must not wait for a reader.
-    drop((stdout, stderr));
-    Ok((out, String::from_utf8_lossy(&err).into_owned(), child.wait().await?))
+    // Each pipe is closed when it has given what is read of it: a process that writes more is not waited for.
+    let spoken_max = spoken_bytes_max(wasm) as u64;
+    let ((), out, err) = tokio::join!(write, read(stdout, spoken_max), read(stderr, STDERR_BYTES_MAX));
+    Ok((out?, String::from_utf8_lossy(&err?).into_owned(), child.wait().await?))
+}
+
+async fn read(pipe: impl AsyncRead + Unpin, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    pipe.take(bytes_max).read_to_end(&mut bytes).await?;
+    Ok(bytes)
+}
+
+fn spoken_bytes_max(wasm: &[u8]) -> usize {
+    wasm.len().saturating_mul(EXPANSION_MAX).saturating_add(ARTEFACT_BYTES)
 }
 
 fn verdict(mut stdout: Vec<u8>) -> Result<Vec<u8>, CompileError> {
@@ -113,13 +125,14 @@ fn ended_badly(status: ExitStatus, order: &Order, stderr: &str) -> CompileError 
         let message = format!("compiling the module takes more than {} s", order.cpu_seconds);
         return rejected("too_complex", message).into();
     }
-    // What Rust does without memory; a panic of the compiler is exit code 101.
-    if ended_by(Signal::ABORT) && stderr.contains("memory allocation") {
+    // What Rust does without memory, and what happens when the stack cannot grow for want of it.
+    if ended_by(Signal::SEGV) || ended_by(Signal::ABORT) && stderr.contains("memory allocation") {
         let message =
             format!("compiling the module takes more than {} MiB of memory", order.address_bytes_max >> 20);
         return rejected("too_complex", message).into();
     }
-    if ended_by(Signal::ABORT) || ended_by(Signal::SEGV) || status.code() == Some(101) {
+    // A panic of the compiler is exit code 101.
+    if ended_by(Signal::ABORT) || status.code() == Some(101) {
         tracing::warn!(%status, stderr, "the compiler failed on a module");
         return rejected("does_not_compile", "the module makes the compiler fail".to_owned()).into();
     }

@@ -190,6 +190,15 @@ impl Host {
         called.await.unwrap_or_else(|_| broken("the host's threads are gone".to_owned()))
     }
 
+    /// Calls a module on this thread, in a fresh instance, and blocks it for as long: for the command line and for benches. The
+    /// thread needs 3 MiB of stack.
+    pub fn call_here(&self, module: &Module, input: &Input) -> Called {
+        match self.threads() {
+            Ok(threads) => threads.call_here(module, input),
+            Err(error) => broken(format!("the host could not start a thread: {error}")),
+        }
+    }
+
     /// Calls a second that a webhook's CPU share is enough for, by what its calls took of late. None when it has made none.
     pub fn rate(&self, webhook: WebhookId) -> Option<f64> {
         let settings = &self.shared.settings;

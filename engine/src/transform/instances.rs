@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Hash, abi::Instance, engines::LIVE_MAX};
+use super::{Hash, engines::LIVE_MAX};
 use crate::model::WebhookId;
 
 /// After that an instance gives its memory back.
@@ -13,21 +13,21 @@ pub(super) const IDLE: Duration = Duration::from_secs(30);
 
 pub(super) type Owner = (WebhookId, i32, Hash);
 
-struct Kept {
+struct Kept<I> {
     owner: Owner,
-    instance: Instance,
+    instance: I,
     calls: u32,
     used: Instant,
 }
 
 /// The last used last.
-pub(super) struct Instances {
-    kept: Vec<Kept>,
+pub(super) struct Instances<I> {
+    kept: Vec<Kept<I>>,
     reuse_max: u32,
 }
 
-impl Instances {
-    pub(super) fn new(reuse_max: u32) -> Instances {
+impl<I> Instances<I> {
+    pub(super) fn new(reuse_max: u32) -> Instances<I> {
         Instances { kept: Vec::new(), reuse_max }
     }
 
@@ -36,14 +36,14 @@ impl Instances {
     }
 
     /// An instance with how often it was called.
-    pub(super) fn take(&mut self, owner: &Owner) -> Option<(Instance, u32)> {
+    pub(super) fn take(&mut self, owner: &Owner) -> Option<(I, u32)> {
         let at = self.kept.iter().position(|kept| kept.owner == *owner)?;
         let kept = self.kept.remove(at);
         Some((kept.instance, kept.calls))
     }
 
     /// After a call that went well.
-    pub(super) fn keep(&mut self, owner: Owner, instance: Instance, calls: u32) {
+    pub(super) fn keep(&mut self, owner: Owner, instance: I, calls: u32) {
         if calls >= self.reuse_max {
             return;
         }
@@ -55,5 +55,51 @@ impl Instances {
 
     pub(super) fn drop_idle(&mut self) {
         self.kept.retain(|kept| kept.used.elapsed() < IDLE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: Hash = [7; 32];
+
+    fn owner(webhook: i64, version: i32) -> Owner {
+        (WebhookId(webhook), version, HASH)
+    }
+
+    #[test]
+    fn only_the_owner_gets_an_instance_again() {
+        let mut instances = Instances::new(256);
+        instances.keep(owner(1, 1), "one", 3);
+        for other in [owner(1, 2), owner(2, 1), (WebhookId(1), 1, [8; 32])] {
+            assert_eq!(instances.take(&other), None);
+        }
+        assert_eq!(instances.take(&owner(1, 1)), Some(("one", 3)));
+        // It is in use now.
+        assert_eq!(instances.take(&owner(1, 1)), None);
+    }
+
+    #[test]
+    fn an_instance_ends_after_its_last_call() {
+        let mut instances = Instances::new(3);
+        instances.keep(owner(1, 1), "one", 2);
+        assert!(instances.take(&owner(1, 1)).is_some());
+        instances.keep(owner(1, 1), "one", 3);
+        assert!(instances.is_empty());
+    }
+
+    #[test]
+    fn few_are_kept_and_not_for_long() {
+        let mut instances = Instances::new(256);
+        for webhook in 0..5 {
+            instances.keep(owner(webhook, 1), webhook, 1);
+        }
+        assert_eq!(instances.kept.len(), LIVE_MAX);
+        assert!(instances.take(&owner(0, 1)).is_none());
+        assert!(instances.take(&owner(4, 1)).is_some());
+        instances.kept[0].used = Instant::now().checked_sub(IDLE).expect("the machine runs longer");
+        instances.drop_idle();
+        assert!(instances.is_empty());
     }
 }

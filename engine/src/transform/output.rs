@@ -69,7 +69,12 @@ fn media_type(text: &str) -> Option<HeaderValue> {
         !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&b))
     };
     let (kind, subtype) = essence.split_once('/')?;
-    (token(kind) && token(subtype)).then(|| HeaderValue::from_str(text).ok()).flatten()
+    (token(kind) && token(subtype)).then(|| header_value(text)).flatten()
+}
+
+/// Letters beyond ASCII are allowed in no header, and every receiver would read others.
+fn header_value(text: &str) -> Option<HeaderValue> {
+    text.is_ascii().then(|| HeaderValue::from_str(text).ok()).flatten()
 }
 
 fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Failure> {
@@ -81,8 +86,9 @@ fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Failure>
     if reserved || !(prefixed || HEADERS.contains(&name.as_str())) {
         return Err(refused());
     }
-    let value = HeaderValue::from_str(value)
-        .map_err(|_| bad(format!("the header {} has a value that is no header's", quoted(name.as_str()))))?;
+    let value = header_value(value).ok_or_else(|| {
+        bad(format!("the header {} has a value that is no header's", quoted(name.as_str())))
+    })?;
     Ok((name, value))
 }
 

@@ -55,6 +55,7 @@ impl Drop for Waiting {
 pub(super) struct Threads {
     jobs: Sender<Job>,
     pub(super) places: Arc<Semaphore>,
+    serving: Arc<Serving>,
 }
 
 /// What every thread has.
@@ -102,7 +103,12 @@ impl Threads {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Threads { jobs, places: Arc::new(Semaphore::new(settings.queue_max)) })
+        Ok(Threads { jobs, places: Arc::new(Semaphore::new(settings.queue_max)), serving })
+    }
+
+    /// On the thread that asks, with an instance of its own whatever the module's class.
+    pub(super) fn call_here(&self, module: &Module, input: &Input) -> Called {
+        timed(&self.serving, &mut Instances::new(0), module, input)
     }
 
     /// Never waits: there are as many permits as places.
@@ -129,36 +135,45 @@ fn serve(serving: &Serving, queue: &Receiver<Job>) {
     }
 }
 
-fn run(serving: &Serving, instances: &mut Instances, job: Job) {
+fn run(serving: &Serving, instances: &mut Instances<Instance>, job: Job) {
     let Job { module, input, share, reply, turn, place, waiting } = job;
     drop((place, waiting));
     // Nobody waits for it any more.
     if reply.is_closed() {
         return;
     }
-    let begin = thread_cpu();
-    // The panic is a bug of the host, and its message is in the log by the hook. The instance is lost with it, and
-    // everything else is whole: calls share nothing but counters.
-    let called = catch_unwind(AssertUnwindSafe(|| call(serving, instances, &module, &input, begin)));
-    let mut called = called.unwrap_or_else(|_| broken("the host failed while it ran the module".to_owned()));
-    called.cpu = thread_cpu().saturating_sub(begin);
+    let called = timed(serving, instances, &module, &input);
     share.took(called.cpu);
-    count_call(&serving.metrics, &called);
     drop(turn);
     // It may have been dropped meanwhile.
     let _ = reply.send(called);
 }
 
+fn timed(serving: &Serving, instances: &mut Instances<Instance>, module: &Module, input: &Input) -> Called {
+    let begin = thread_cpu();
+    let mut called = guarded(|| call(serving, instances, module, input, begin));
+    called.cpu = thread_cpu().saturating_sub(begin);
+    count_call(&serving.metrics, &called);
+    called
+}
+
+/// A panic here is a bug of the host, and the hook prints it. The instance is lost with it, and everything else is whole: calls
+/// share nothing but counters. The thread and the reply must not be lost: who waits for it would for ever.
+fn guarded(call: impl FnOnce() -> Called) -> Called {
+    catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|_| broken("the host failed while it ran the module".to_owned()))
+}
+
 fn call(
     serving: &Serving,
-    instances: &mut Instances,
+    instances: &mut Instances<Instance>,
     module: &Module,
     input: &Input,
     begin: Duration,
 ) -> Called {
     let settings = &serving.settings;
     let _running = serving.ticker.enter();
-    let reused = module.class == Class::Large && settings.reuse_max > 0;
+    let reused = module.class == Class::Large;
     let owner = (input.webhook, input.version, module.hash);
     let kept = if reused { instances.take(&owner) } else { None };
     let (mut instance, calls) =
@@ -203,5 +218,16 @@ pub(super) fn broken(message: String) -> Called {
         log: Vec::new(),
         cpu: Duration::ZERO,
         memory: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_a_failed_call() {
+        let called = guarded(|| panic!("a bug"));
+        assert_eq!(called.result.unwrap_err().kind, Kind::Trap);
     }
 }

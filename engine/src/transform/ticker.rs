@@ -99,3 +99,39 @@ fn tick(shared: &Shared) {
         idle = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use wasmtime::{Config, Instance, Module, Store, Trap};
+
+    use super::*;
+
+    fn eventually(what: impl Fn() -> bool) {
+        let begin = Instant::now();
+        while !what() {
+            assert!(begin.elapsed() < Duration::from_secs(30));
+            thread::sleep(TICK);
+        }
+    }
+
+    #[test]
+    fn it_sleeps_without_calls_and_is_there_for_the_next() {
+        let engine = Engine::new(Config::new().epoch_interruption(true)).unwrap();
+        let ticker = Ticker::start([engine.clone(), engine.clone()]).unwrap();
+        let endless = wat::parse_str("(module (func (export \"f\") (loop (br 0))))").unwrap();
+        let module = Module::new(&engine, endless).unwrap();
+        for _ in 0..3 {
+            eventually(|| ticker.parked());
+            let _running = ticker.enter();
+            let mut store = Store::new(&engine, ());
+            store.set_epoch_deadline(2);
+            let instance = Instance::new(&mut store, &module, &[]).unwrap();
+            let f = instance.get_typed_func::<(), ()>(&mut store, "f").unwrap();
+            // It ends because the tick comes.
+            let error = f.call(&mut store, ()).unwrap_err();
+            assert_eq!(error.downcast_ref::<Trap>(), Some(&Trap::Interrupt));
+        }
+    }
+}

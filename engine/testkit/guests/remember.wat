@@ -15,10 +15,10 @@
     (i32.eqz (global.get $before))
     (i32.and
       (call $zero (i32.const 49152) (i32.const 65536))
-      (call $zero (i32.const 65536) (i32.const 131072)))))
+      (call $zero (i32.const 65536) (i32.const {{end}})))))
   (global.set $before (i32.const 1))
   (memory.fill (i32.const 49152) (i32.load8_u (local.get $at)) (i32.const 16384))
-  (memory.fill (i32.const 65536) (i32.load8_u (local.get $at)) (i32.const 65536))
+  (memory.fill (i32.const 65536) (i32.load8_u (local.get $at)) (i32.sub (i32.const {{end}}) (i32.const 65536)))
   (memory.copy (i32.const 50000) (local.get $at) (local.get $len))
   (local.get $clean))
 ;; body

@@ -72,8 +72,6 @@ guests! {
     not_json;
     /// A payload that is not UTF-8.
     not_text;
-    /// `true` if memory, a new page and a global were as they were made, `false` if not; then fills them with the payload.
-    remember;
     /// A string of three digits: how often this instance was called. Traps on a payload that begins with `!`.
     count;
 }
@@ -86,6 +84,13 @@ pub fn spin(rounds: u32) -> Vec<u8> {
 /// Unchanged, after about 45 ms of CPU time.
 pub fn spin_45_ms() -> Vec<u8> {
     spin(30_000_000)
+}
+
+/// `true` if its memory of so many pages, a further page and a global were as they were made, `false` if not; then it fills
+/// them with the payload.
+pub fn remember(pages: u32) -> Vec<u8> {
+    let end = ((pages + 1) * 65_536).to_string();
+    component(&include_str!("../guests/remember.wat").replace("{{end}}", &end), pages)
 }
 
 /// As [`echo`], with so many pages of 64 KiB from the start.
@@ -171,18 +176,19 @@ pub fn code_bomb(count: u32) -> Vec<u8> {
     core_of(count, &sized)
 }
 
-/// A module that is short and takes a compiler long: one function of that many nested blocks around a computation.
-pub fn slow_to_compile(rounds: usize) -> Vec<u8> {
-    let mut text = String::from("(module (memory 1) (func (param i64) (result i64)\n");
-    for n in 0..rounds {
+/// Unchanged, but a compiler takes long for one function of it, with so many places where ways meet.
+pub fn slow_to_compile(places: usize) -> Vec<u8> {
+    let mut items = String::from("(func (param i64) (result i64)\n");
+    for n in 0..places {
+        // Writing to a String does not fail.
         let _ = writeln!(
-            text,
+            items,
             "(block (br_if 0 (i32.wrap_i64 (local.get 0))) (local.set 0 (i64.add (i64.load (i32.const {n})) \
              (i64.mul (local.get 0) (i64.const {n})))))"
         );
     }
-    text.push_str("(local.get 0)))");
-    parse(&text)
+    items.push_str("(local.get 0))\n;; body\n(call $unchanged)");
+    component(&items, 1)
 }
 
 /// A core module of `count` functions of type `() -> ()` with the same body.

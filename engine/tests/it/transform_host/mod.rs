@@ -11,7 +11,7 @@ use eventpulse::{
     config,
     metrics::Metrics,
     model::{AccountId, Event, EventId, Timestamp, WebhookId},
-    transform::{Called, Host, Input, Kind, Module, Outcome},
+    transform::{Called, CompileError, Host, Input, Kind, Module, Outcome, Rejected},
 };
 
 /// A host with a cache of its own, which goes with it.
@@ -44,6 +44,14 @@ impl Hosted {
         self.host.compile(Bytes::from(wasm)).await.expect("the module compiles")
     }
 
+    async fn refused(&self, wasm: Vec<u8>) -> Rejected {
+        match self.host.compile(Bytes::from(wasm)).await {
+            Err(CompileError::Rejected(rejected)) => rejected,
+            Err(error) => panic!("not the module's fault: {error}"),
+            Ok(_) => panic!("it was taken"),
+        }
+    }
+
     async fn call(&self, module: &Arc<Module>, payload: &str) -> Called {
         self.host.call(module, input(1, payload)).await
     }
@@ -54,7 +62,7 @@ impl Hosted {
         self.call(&module, PAYLOAD).await
     }
 
-    /// Waits until it compiled and was called once, on each of the threads it may be called on.
+    /// A metric's value, by its name and labels.
     fn count(&self, metric: &str) -> f64 {
         let text = self.metrics.render();
         let line = text.lines().find(|line| line.starts_with(metric) && !line.starts_with('#'));
