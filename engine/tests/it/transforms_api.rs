@@ -385,7 +385,7 @@ async fn what_was_decided_later_stays() {
 
 #[tokio::test]
 async fn a_compilation_that_nobody_renews_is_taken_over() {
-    let (app, [good, bad, gone, fresh]) = app_with_accounts("tf-takeover", |_| {}).await;
+    let (app, [good, bad, gone, fresh, last]) = app_with_accounts("tf-takeover", |_| {}).await;
     let db = postgres(&app.database).await;
     for (account, wasm, age) in
         [(&good, guests::log(), 60), (&bad, guests::exports_nothing(), 40), (&fresh, guests::log_flood(), 5)]
@@ -411,6 +411,9 @@ async fn a_compilation_that_nobody_renews_is_taken_over() {
         1,
     )
     .await;
+    // They are compiled one after the other, so whatever was taken over before this one is done when it is.
+    compiling(&db, &last, &hash, 60.0).await;
+    until(&app, &last, "the last is compiled", |t| t["state"] == "ready").await;
     assert_eq!(show(&app, &fresh).await["state"], "compiling", "somebody is at it");
     app.stop().await;
 }
