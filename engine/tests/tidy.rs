@@ -161,3 +161,22 @@ fn files_hold_one_idea() {
         assert!(lines <= 450, "{} has {lines} lines: it usually holds two ideas then", path.display());
     }
 }
+
+/// What is said to be shown by a test must have that test.
+#[test]
+fn promises_name_tests_that_are_there() {
+    let engine = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let tests: String = sources(&engine.join("tests"))
+        .iter()
+        .map(|path| fs::read_to_string(path).expect("readable"))
+        .collect();
+    let guarantees = fs::read_to_string(engine.join("../docs/guarantees.md")).expect("readable");
+    let mut named = 0;
+    for line in guarantees.lines().filter(|line| line.starts_with("Shown by ")) {
+        for name in line.split('`').skip(1).step_by(2) {
+            assert!(tests.contains(&format!("fn {name}(")), "docs/guarantees.md names no test: {name}");
+            named += 1;
+        }
+    }
+    assert!(named > 30, "{named}");
+}
