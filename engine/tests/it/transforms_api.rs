@@ -231,6 +231,7 @@ async fn config_version(app: &App, account: &Account) -> i64 {
 async fn what_is_refused_is_told_exactly_and_changes_nothing() {
     let (app, [account, other]) = app_with_accounts("tf-refused", |config| {
         config.transform.module_bytes_max = 300_000;
+        config.transform.large_from_bytes = 300_000;
     })
     .await;
     ready(&app, &account, guests::echo()).await;
