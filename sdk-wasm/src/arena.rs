@@ -4,6 +4,8 @@
 //! also stop the process's other threads for a moment. So what is allocated comes from a fixed arena first, and
 //! only what does not fit from the usual allocator, which grows the memory.
 
+#![warn(clippy::undocumented_unsafe_blocks)]
+
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::{Cell, UnsafeCell},

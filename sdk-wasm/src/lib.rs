@@ -38,8 +38,6 @@
 //! memory, and a module that does not grow it is several times cheaper to call. What does not fit takes more
 //! memory, as without the feature.
 
-#![warn(clippy::undocumented_unsafe_blocks)]
-
 // What is generated from the contract names this crate as its users do.
 extern crate self as eventpulse_transform;
 
