@@ -9,6 +9,7 @@ use eventpulse::{
     dev,
     engine::Engine,
     store::{Address, migrate},
+    transform,
 };
 
 /// What one role allocates the other frees, which the system's allocator pays for with a walk over its lists.
@@ -70,6 +71,9 @@ enum Command {
         #[arg(long)]
         role: Option<Role>,
     },
+    /// What a running process starts for each module that it compiles.
+    #[command(hide = true)]
+    CompileTransform,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -100,6 +104,10 @@ impl<E: std::error::Error> From<E> for Failure {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // Before anything of the configuration is read: a module's bytes are not to be near it.
+    if let Some(Command::CompileTransform) = cli.command {
+        return transform::compile_in_this_process();
+    }
     let outcome = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -142,6 +150,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Some(Command::Serve { role, migrate }) => serve(config, roles(role), migrate).await,
         Some(Command::Migrate) => migrate_database(&config).await,
         Some(Command::Healthcheck { role }) => healthcheck(&config, roles(role)).await,
+        // Done in `main` already.
+        Some(Command::CompileTransform) => Ok(()),
     }
 }
 

@@ -10,7 +10,7 @@ pub mod roots;
 mod validate;
 pub mod value;
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -271,6 +271,10 @@ section!(
         /// Folder for compiled modules, which nobody else may write to: machine code is run from it. Empty stands for
         /// `eventpulse/transforms` in the user's cache folder.
         cache_folder: String = String::new(),
+        /// The program whose subcommand `compile-transform` compiles modules: this one. For programs that are not `eventpulse`
+        /// itself, such as tests; nothing outside of the code can set it.
+        #[serde(skip)]
+        compiler: Option<PathBuf> = None,
         /// Versions kept of one webhook; the oldest that is not in use goes first.
         versions_max: i64 = 20,
     }

@@ -4,16 +4,29 @@
 //! its limits of CPU time, memory and output, and what it does wrong is its own delivery's failure and nobody else's. A crash
 //! loses nothing of this stage: modules stand in Postgres, and compiled ones can be made again.
 
+mod abi;
+mod cache;
+mod check;
+mod child;
+mod compile;
+mod engines;
+mod host;
+mod instances;
+mod loaded;
+mod output;
+mod share;
+mod state;
+mod threads;
+mod ticker;
+
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hyper::header::{HeaderName, HeaderValue};
 
-use crate::{
-    config,
-    metrics::Metrics,
-    model::{Event, WebhookId},
-};
+use self::{abi::World, engines::Class};
+pub use self::{compile::compile_in_this_process, host::Host};
+use crate::model::{Event, WebhookId};
 
 /// SHA-256 of a module's bytes as they were uploaded.
 pub type Hash = [u8; 32];
@@ -128,43 +141,17 @@ pub enum CompileError {
 pub struct Error(String);
 
 /// A compiled module in memory, ready to be called.
-pub struct Module {}
+pub struct Module {
+    hash: Hash,
+    class: Class,
+    engine: wasmtime::Engine,
+    world: World,
+    /// Of its machine code.
+    bytes: usize,
+}
 
-/// Everything a process needs to run modules: engines, threads, and the cache of compiled ones. Threads are started with the
-/// first call.
-pub struct Host {}
-
-impl Host {
-    /// # Errors
-    /// When the cache folder is not ours alone, or this machine refuses the address space.
-    pub fn new(_settings: &config::Transform, _metrics: Arc<Metrics>) -> Result<Host, Error> {
-        Ok(Host {})
-    }
-
-    /// A compiled module, from memory or from the cache on disk. None when it has to be compiled here first.
-    pub async fn load(&self, _hash: &Hash) -> Option<Arc<Module>> {
-        None
-    }
-
-    /// Checks a module's bytes, compiles them in a process with limits of its own, and puts the result into the cache. One
-    /// module at a time; others wait for their turn, and for the same module there is one compilation.
-    ///
-    /// # Cancel safety
-    /// A dropped compilation ends its process and leaves nothing behind.
-    pub async fn compile(&self, _wasm: Bytes) -> Result<Arc<Module>, CompileError> {
-        Err(CompileError::Failed("not built".to_owned()))
-    }
-
-    /// Calls a module on one of the threads, and waits for a place as long as all are taken.
-    ///
-    /// # Cancel safety
-    /// A dropped call that has begun runs to its end unseen.
-    pub async fn call(&self, _module: &Arc<Module>, _input: Input) -> Called {
-        unimplemented!()
-    }
-
-    /// Calls a second that a webhook's CPU share is enough for, by what its calls took of late. None when it has made none.
-    pub fn rate(&self, _webhook: WebhookId) -> Option<f64> {
-        None
+impl Module {
+    pub fn hash(&self) -> &Hash {
+        &self.hash
     }
 }

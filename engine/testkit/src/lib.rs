@@ -7,6 +7,7 @@
 //! when a test blocks its runtime, and a test's paused clock does not reach them.
 
 mod background;
+pub mod guests;
 pub mod proxy;
 pub mod receiver;
 mod stack;

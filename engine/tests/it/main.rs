@@ -20,5 +20,6 @@ mod settle;
 mod shared_work;
 mod sockets;
 mod test_event;
+mod transform_host;
 mod volume;
 mod webhooks;

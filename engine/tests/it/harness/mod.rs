@@ -44,6 +44,9 @@ pub(crate) fn config(database: &str) -> Config {
     config.targets.allow_private = true;
     config.retry.schedule = "200ms,400ms".parse().expect("a schedule");
     config.recover.sweep_every = Duration::from_millis(500);
+    // These tests are another program than the one that compiles.
+    config.transform.compiler = Some(env!("CARGO_BIN_EXE_eventpulse").into());
+    config.transform.cache_folder = concat!(env!("CARGO_TARGET_TMPDIR"), "/transforms").to_owned();
     config
 }
 

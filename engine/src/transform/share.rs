@@ -1,0 +1,132 @@
+//! What one webhook may have of the threads: how many at once, and how much of their time.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use lru::LruCache;
+use tokio::sync::Semaphore;
+
+use crate::model::WebhookId;
+
+/// Webhooks that are remembered. Those with calls in hand are never forgotten, and these have a bound of their own.
+const WEBHOOKS_MAX: usize = 10_000;
+
+/// After that a webhook's calls say nothing of its next ones.
+const COST_AGE_MAX: Duration = Duration::from_secs(60);
+
+/// Weight of the newest call in the smoothed cost. Small enough that one slow call does not park a webhook, large enough
+/// that a dozen do.
+const WEIGHT: f64 = 1.0 / 8.0;
+
+/// Below it nobody is held back, and a rate stays a number.
+const COST_MIN: Duration = Duration::from_micros(1);
+
+pub(super) struct Shares {
+    known: Mutex<LruCache<WebhookId, Arc<Share>>>,
+    at_once: usize,
+    webhooks_max: usize,
+}
+
+pub(super) struct Share {
+    /// Taken before a call is queued, so that the threads' queue never holds more of one webhook than may run.
+    pub(super) turns: Arc<Semaphore>,
+    cost: Mutex<Option<(f64, Instant)>>,
+}
+
+impl Shares {
+    /// At most half of the threads are one webhook's, and at least one.
+    pub(super) fn new(threads: usize) -> Shares {
+        Shares {
+            known: Mutex::new(LruCache::unbounded()),
+            at_once: (threads / 2).max(1),
+            webhooks_max: WEBHOOKS_MAX,
+        }
+    }
+
+    pub(super) fn of(&self, webhook: WebhookId) -> Arc<Share> {
+        let mut known = lock(&self.known);
+        let at_once = self.at_once;
+        let share = known
+            .get_or_insert(webhook, || {
+                Arc::new(Share { turns: Arc::new(Semaphore::new(at_once)), cost: Mutex::new(None) })
+            })
+            .clone();
+        // The oldest with calls in hand is passed over once for each newcomer, so this ends.
+        for _ in 0..2 {
+            if known.len() <= self.webhooks_max {
+                break;
+            }
+            if let Some((webhook, oldest)) = known.pop_lru()
+                && Arc::strong_count(&oldest) > 1
+            {
+                known.put(webhook, oldest);
+            }
+        }
+        share
+    }
+
+    /// CPU seconds of one call, of late.
+    pub(super) fn cost(&self, webhook: WebhookId) -> Option<f64> {
+        let share = lock(&self.known).peek(&webhook).cloned()?;
+        let cost = *lock(&share.cost);
+        cost.filter(|(_, at)| at.elapsed() < COST_AGE_MAX).map(|(seconds, _)| seconds)
+    }
+}
+
+impl Share {
+    pub(super) fn took(&self, cpu: Duration) {
+        let seconds = cpu.max(COST_MIN).as_secs_f64();
+        let mut cost = lock(&self.cost);
+        let before = cost.filter(|(_, at)| at.elapsed() < COST_AGE_MAX);
+        let smoothed = before.map_or(seconds, |(before, _)| before + (seconds - before) * WEIGHT);
+        *cost = Some((smoothed, Instant::now()));
+    }
+}
+
+/// What these hold is valid after every statement, so a panic elsewhere spoils nothing.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cost_follows_the_calls() {
+        let shares = Shares::new(2);
+        let webhook = WebhookId(1);
+        assert_eq!(shares.cost(webhook), None);
+        let share = shares.of(webhook);
+        assert_eq!(shares.cost(webhook), None);
+        share.took(Duration::from_millis(45));
+        assert!((shares.cost(webhook).unwrap() - 0.045).abs() < 1e-9);
+        for _ in 0..50 {
+            share.took(Duration::from_millis(5));
+        }
+        assert!((shares.cost(webhook).unwrap() - 0.005).abs() < 0.001);
+        share.took(Duration::ZERO);
+        assert!(shares.cost(webhook).unwrap() > 0.0);
+    }
+
+    #[test]
+    fn idle_webhooks_are_forgotten_and_busy_ones_are_not() {
+        let mut shares = Shares::new(4);
+        shares.webhooks_max = 10;
+        let busy = shares.of(WebhookId(0));
+        for id in 1..1000 {
+            drop(shares.of(WebhookId(id)));
+        }
+        assert!(lock(&shares.known).len() <= 11);
+        assert!(Arc::ptr_eq(&busy, &shares.of(WebhookId(0))));
+    }
+
+    #[test]
+    fn one_webhook_has_half_of_the_threads() {
+        for (threads, at_once) in [(1, 1), (2, 1), (3, 1), (4, 2), (16, 8)] {
+            assert_eq!(Shares::new(threads).of(WebhookId(1)).turns.available_permits(), at_once);
+        }
+    }
+}

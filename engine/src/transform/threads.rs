@@ -1,0 +1,207 @@
+//! The threads that run modules, and the bounded queue in front of them. Modules never run on a thread that serves connections.
+
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use metrics::Gauge;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::{
+    Called, Failure, Input, Kind, Module, Outcome,
+    abi::Instance,
+    engines::{Class, Engines, THREAD_STACK_BYTES},
+    instances::{IDLE, Instances},
+    share::Share,
+    state::thread_cpu,
+    ticker::Ticker,
+};
+use crate::{config, metrics::Metrics};
+
+pub(super) struct Job {
+    pub(super) module: Arc<Module>,
+    pub(super) input: Input,
+    pub(super) share: Arc<Share>,
+    pub(super) reply: oneshot::Sender<Called>,
+    /// The webhook's turn, until the call has ended.
+    pub(super) turn: OwnedSemaphorePermit,
+    /// A place in the queue, until a thread takes the job out of it.
+    pub(super) place: OwnedSemaphorePermit,
+    pub(super) waiting: Waiting,
+}
+
+/// A call that is counted as waiting until this is dropped.
+pub(super) struct Waiting(Gauge);
+
+impl Waiting {
+    pub(super) fn new(gauge: &Gauge) -> Waiting {
+        gauge.increment(1.0);
+        Waiting(gauge.clone())
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+/// Dropping it lets the threads end when the queue is empty.
+pub(super) struct Threads {
+    jobs: Sender<Job>,
+    pub(super) places: Arc<Semaphore>,
+}
+
+/// What every thread has.
+struct Serving {
+    settings: config::Transform,
+    metrics: Arc<Metrics>,
+    ticker: Ticker,
+}
+
+/// One for every core by default; below two a single webhook could have all, above sixteen they only take each other's time.
+pub(super) fn count(settings: &config::Transform) -> usize {
+    let wanted = match settings.threads {
+        0 => thread::available_parallelism().map_or(2, usize::from),
+        wanted => wanted,
+    };
+    wanted.clamp(2, 16)
+}
+
+impl Threads {
+    /// # Errors
+    /// When not even one thread can be started.
+    pub(super) fn start(
+        settings: &config::Transform,
+        metrics: Arc<Metrics>,
+        engines: &Engines,
+    ) -> io::Result<Threads> {
+        let (jobs, queue) = bounded(settings.queue_max);
+        let ticker = Ticker::start(engines.all())?;
+        let serving = Arc::new(Serving { settings: settings.clone(), metrics, ticker });
+        for number in 0..count(settings) {
+            let thread = thread::Builder::new()
+                .name(format!("transform-{number}"))
+                .stack_size(THREAD_STACK_BYTES)
+                .spawn({
+                    let (serving, queue) = (serving.clone(), queue.clone());
+                    move || serve(&serving, &queue)
+                });
+            match thread {
+                Ok(_) => {}
+                // Fewer are slower and still correct.
+                Err(error) if number > 0 => {
+                    tracing::warn!(%error, threads = number, "fewer threads for transforms than wanted");
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Threads { jobs, places: Arc::new(Semaphore::new(settings.queue_max)) })
+    }
+
+    /// Never waits: there are as many permits as places.
+    pub(super) fn send(&self, job: Job) {
+        // The reply is dropped with the job should the threads be gone, and who waits for it learns of it so.
+        let _ = self.jobs.try_send(job);
+    }
+}
+
+fn serve(serving: &Serving, queue: &Receiver<Job>) {
+    let mut instances = Instances::new(serving.settings.reuse_max);
+    loop {
+        let job = if instances.is_empty() {
+            queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        } else {
+            queue.recv_timeout(IDLE)
+        };
+        match job {
+            Ok(job) => run(serving, &mut instances, job),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        instances.drop_idle();
+    }
+}
+
+fn run(serving: &Serving, instances: &mut Instances, job: Job) {
+    let Job { module, input, share, reply, turn, place, waiting } = job;
+    drop((place, waiting));
+    // Nobody waits for it any more.
+    if reply.is_closed() {
+        return;
+    }
+    let begin = thread_cpu();
+    // The panic is a bug of the host, and its message is in the log by the hook. The instance is lost with it, and
+    // everything else is whole: calls share nothing but counters.
+    let called = catch_unwind(AssertUnwindSafe(|| call(serving, instances, &module, &input, begin)));
+    let mut called = called.unwrap_or_else(|_| broken("the host failed while it ran the module".to_owned()));
+    called.cpu = thread_cpu().saturating_sub(begin);
+    share.took(called.cpu);
+    count_call(&serving.metrics, &called);
+    drop(turn);
+    // It may have been dropped meanwhile.
+    let _ = reply.send(called);
+}
+
+fn call(
+    serving: &Serving,
+    instances: &mut Instances,
+    module: &Module,
+    input: &Input,
+    begin: Duration,
+) -> Called {
+    let settings = &serving.settings;
+    let _running = serving.ticker.enter();
+    let reused = module.class == Class::Large && settings.reuse_max > 0;
+    let owner = (input.webhook, input.version, module.hash);
+    let kept = if reused { instances.take(&owner) } else { None };
+    let (mut instance, calls) =
+        kept.unwrap_or_else(|| (Instance::new(&module.engine, module.class, settings), 0));
+    instance.state().begin(begin, settings);
+    let result = instance.call(&module.world, input, settings);
+    let state = instance.state();
+    let (log, memory) = (state.log.take(), state.memory);
+    if state.log.cut {
+        serving.metrics.transform.log_cut.increment(1);
+    }
+    if reused && result.is_ok() {
+        instances.keep(owner, instance, calls + 1);
+    }
+    Called { result, log, cpu: Duration::ZERO, memory }
+}
+
+fn count_call(metrics: &Metrics, called: &Called) {
+    let metrics = &metrics.transform;
+    metrics.seconds.record(called.cpu.as_secs_f64());
+    let counter = match &called.result {
+        Ok(Outcome::Unchanged) => &metrics.unchanged,
+        Ok(Outcome::Payload(_)) => &metrics.payload,
+        Ok(Outcome::Body(_)) => &metrics.body,
+        Ok(Outcome::Drop(_)) => &metrics.dropped,
+        Err(failure) => match failure.kind {
+            Kind::Trap => &metrics.trap,
+            Kind::Deadline => &metrics.deadline,
+            Kind::Memory => &metrics.memory,
+            Kind::Error => &metrics.error,
+            Kind::TooLarge => &metrics.too_large,
+            Kind::BadOutput => &metrics.bad_output,
+        },
+    };
+    counter.increment(1);
+}
+
+/// A call that the host could not make.
+pub(super) fn broken(message: String) -> Called {
+    Called {
+        result: Err(Failure { kind: Kind::Trap, message }),
+        log: Vec::new(),
+        cpu: Duration::ZERO,
+        memory: 0,
+    }
+}

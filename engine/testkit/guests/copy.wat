@@ -1,0 +1,2 @@
+;; The payload's own bytes, given back.
+(call $payload (local.get $at) (local.get $len))

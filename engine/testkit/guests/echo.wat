@@ -1,0 +1,2 @@
+;; The event as it came.
+(call $unchanged)

@@ -1,0 +1,3 @@
+;; Never ends.
+(loop $again (br $again))
+(unreachable)

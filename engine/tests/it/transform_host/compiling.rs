@@ -1,0 +1,1 @@
+//! What is compiled, what is refused, and what is kept of it.

@@ -1,0 +1,1 @@
+//! Threads, shares and instances that are used again.
