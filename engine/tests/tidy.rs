@@ -27,6 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("http", &["deliver", "ingest", "retry", "store", "stream", "transform"]),
     ("engine", &["dispatch", "http", "ingest", "recover", "retry", "store", "stream", "transform"]),
     ("dev", &["deliver", "engine", "store"]),
+    ("commands", &["transform"]),
 ];
 
 const COMMON: &[&str] = &["model", "config", "metrics"];

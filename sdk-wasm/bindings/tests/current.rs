@@ -15,7 +15,7 @@ fn the_bindings_are_those_of_the_contract() {
     let checked_in = fs::read_to_string(&file).expect("the bindings are there");
     assert!(
         checked_in == made,
-        "src/bindings.rs is not of this contract: run `UPDATE=1 cargo test -p eventpulse-transform-bindings`"
+        "src/bindings.rs is not of this contract: run `UPDATE=1 cargo test --manifest-path sdk-wasm/bindings/Cargo.toml`"
     );
 }
 
