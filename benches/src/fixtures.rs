@@ -79,6 +79,7 @@ pub fn webhook() -> Webhook {
         since: 1,
         until: None,
         own: Own::default(),
+        transform: None,
     }
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use eventpulse::{
     deliver::{
         outcome::{self, Call, Kept, Reply},
-        request::{self, Target},
+        request::{Content, Target},
         sign::Signer,
     },
     ingest::{Draft, keys::Form},
@@ -53,14 +53,16 @@ fn delivery() -> Vec<Hot> {
     let signer = || Signer::new(SECRET);
     let target = || Target::new(webhook()).expect("a readable URL");
     vec![
-        hot("delivery_body/300", SMALL, event(1 << 40, SMALL), request::envelope),
-        hot("delivery_body/4096", LARGE, event(1 << 40, LARGE), request::envelope),
+        hot("delivery_body/300", SMALL, event(1 << 40, SMALL), |event| Content::Original.body(event)),
+        hot("delivery_body/4096", LARGE, event(1 << 40, LARGE), |event| Content::Original.body(event)),
         hot("sign_seed/300", SMALL, (signer(), body(SMALL)), sign_seed),
         hot("sign_seed/4096", LARGE, (signer(), body(LARGE)), sign_seed),
         hot("sign_standard/300", SMALL, (signer(), body(SMALL)), sign_standard),
         hot("sign_standard/4096", LARGE, (signer(), body(LARGE)), sign_standard),
         hot("request/300", SMALL, (target(), event(1 << 40, SMALL)), |(target, event)| {
-            target.request(event, Try::FIRST, Timestamp(1_767_225_601_000))
+            let content = Content::Original;
+            let body = content.body(event);
+            target.request(event, Try::FIRST, Timestamp(1_767_225_601_000), &content, body)
         }),
         hot("judge", 2, (), |()| judge()),
     ]

@@ -71,6 +71,7 @@ fn delivered() -> Record {
             error: None,
             reason_code: "delivered",
             duration_ms: 3,
+            transform: None,
         }),
         later: None,
         dead: None,
@@ -85,7 +86,8 @@ fn to_be_tried_again() -> Record {
         attempt.error = Some("the endpoint refused (HTTP 503)".to_owned());
     }
     let (delay_ms, expires_ms) = (5000, 100_000_000);
-    record.later = Some(Later { next_attempt: 2, delay_ms, expires_ms, reason: "retry", existing: false });
+    record.later =
+        Some(Later { next_attempt: 2, delay_ms, expires_ms, reason: "retry", pin: None, existing: false });
     record
 }
 

@@ -31,6 +31,7 @@ use crate::{
         migrate::{self, Identity},
     },
     stream::{self, Producer, Redis, breaker::Breakers, consumer::Claims, due::Due},
+    transform::{self, Host},
 };
 
 /// How long a start waits for Postgres to come up.
@@ -65,6 +66,8 @@ pub enum Error {
     Stream(#[from] stream::Error),
     #[error(transparent)]
     Dispatch(#[from] dispatch::Error),
+    #[error(transparent)]
+    Transform(#[from] transform::Error),
     #[error("the {0} ended unexpectedly")]
     Ended(&'static str),
 }
@@ -157,6 +160,7 @@ struct Common {
     redis: Redis,
     keys: stream::Keys,
     ring: Option<Arc<Ring>>,
+    transforms: Arc<Host>,
     metrics: Arc<Metrics>,
 }
 
@@ -189,6 +193,7 @@ async fn run(
         ring: (roles == Roles::Both)
             .then(|| Arc::new(Ring::new(config.ingest.ring_events_max, config.ingest.ring_bytes_max))),
         keys: stream::Keys::new(&identity.engine, 0),
+        transforms: Arc::new(Host::new(&config.transform, metrics.clone())?),
         config: config.clone(),
         identity,
         instance,
@@ -351,6 +356,9 @@ impl Api {
             claims: Claims::new(common.redis.commands()?, common.keys.clone(), "api".to_owned()),
             breakers: Breakers::new(common.redis.commands()?, common.keys.clone()),
             tests: http::TestCalls::new(config, metrics.clone())?,
+            transforms: common.transforms.clone(),
+            uploads: http::Turns::uploads(),
+            dry_runs: http::Turns::dry_runs(),
             policy: Policy::new(&config.retry, config.deliver.timeout),
             metrics: metrics.clone(),
         };

@@ -6,6 +6,7 @@
 //! invariants.
 
 pub mod commands;
+pub mod compile;
 pub mod config;
 pub mod deliver;
 pub mod dev;

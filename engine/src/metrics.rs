@@ -144,6 +144,7 @@ catalogue! {
         delivered: Counter "eventpulse_deliver_attempts_total" ["outcome" = "delivered"] "Attempts by outcome.";
         retried: Counter "eventpulse_deliver_attempts_total" ["outcome" = "retry"] "Attempts by outcome.";
         dead: Counter "eventpulse_deliver_attempts_total" ["outcome" = "dead"] "Attempts by outcome.";
+        filtered: Counter "eventpulse_deliver_attempts_total" ["outcome" = "filtered"] "Attempts by outcome.";
         in_flight: Gauge "eventpulse_deliver_in_flight" "Requests in flight.";
         seconds: Histogram "eventpulse_deliver_seconds" "Time of one attempt.";
         opened: Counter "eventpulse_deliver_connections_opened_total" "Connections opened to endpoints.";

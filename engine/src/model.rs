@@ -250,6 +250,19 @@ pub enum TransformState {
     Suspended,
 }
 
+/// What a delivery was sent with first: its retries keep to it, so that one `webhook-id` has one body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pin {
+    /// The version of the transform that made the body; 0 stands for the original.
+    pub version: i32,
+    /// 8 bytes of the body's SHA-256, where a transform made it.
+    pub hash: Option<i64>,
+}
+
+impl Pin {
+    pub const ORIGINAL: Pin = Pin { version: 0, hash: None };
+}
+
 /// One version of a webhook's transform: a module with its settings.
 #[derive(Clone, Debug)]
 pub struct Transform {
@@ -276,6 +289,8 @@ pub struct Webhook {
     pub since: i64,
     pub until: Option<i64>,
     pub own: Own,
+    /// The version in force.
+    pub transform: Option<Transform>,
 }
 
 impl Webhook {
@@ -369,6 +384,7 @@ mod tests {
             since,
             until,
             own: Own::default(),
+            transform: None,
         }
     }
 

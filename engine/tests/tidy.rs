@@ -16,6 +16,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ingest", &["store", "stream"]),
     ("lane", &[]),
     ("transform", &[]),
+    // What was uploaded is compiled for its row.
+    ("compile", &["store", "transform"]),
     // An attempt is judged into the row that records it.
     ("deliver", &["store"]),
     ("settle", &["store", "stream"]),
@@ -24,8 +26,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("dispatch", &["deliver", "ingest", "lane", "retry", "settle", "store", "stream", "transform"]),
     // It checks URLs and makes secrets, and a test of a webhook is a call without a dispatcher. A new round ends by the
     // schedule's arithmetic.
-    ("http", &["deliver", "ingest", "retry", "store", "stream", "transform"]),
-    ("engine", &["dispatch", "http", "ingest", "recover", "retry", "store", "stream", "transform"]),
+    ("http", &["compile", "deliver", "ingest", "retry", "store", "stream", "transform"]),
+    (
+        "engine",
+        &["compile", "dispatch", "http", "ingest", "recover", "retry", "store", "stream", "transform"],
+    ),
     ("dev", &["deliver", "engine", "store"]),
     ("commands", &["transform"]),
 ];

@@ -8,6 +8,7 @@ pub mod peers;
 pub mod rows;
 pub mod schedule;
 pub mod stage;
+pub mod transforms;
 pub mod watch;
 
 use std::path::PathBuf;
@@ -25,11 +26,24 @@ pub struct Bench {
     pub size: Option<u64>,
     /// In place of the trial's own length.
     pub seconds: Option<u64>,
+    /// A module's file, in place of the trial's own.
+    pub module: Option<PathBuf>,
 }
 
 /// The trials by name, in the order in which they run.
-pub const ALL: [&str; 9] =
-    ["failing", "recovery", "fanout", "minute", "hung", "registered", "idle", "peers", "node"];
+pub const ALL: [&str; 11] = [
+    "failing",
+    "recovery",
+    "fanout",
+    "minute",
+    "hung",
+    "registered",
+    "idle",
+    "peers",
+    "node",
+    "filter",
+    "neighbours",
+];
 
 /// Runs one trial.
 ///
@@ -46,6 +60,8 @@ pub async fn run(bench: &Bench, name: &str) -> Result<(), Error> {
         "idle" => memory::idle(bench).await,
         "peers" => peers::peers(bench).await,
         "node" => node::node(bench).await,
+        "filter" => transforms::filter(bench).await,
+        "neighbours" => transforms::neighbours(bench).await,
         _ => Err(format!("there is no trial {name}; there are: {}", ALL.join(", ")).into()),
     }
 }

@@ -19,15 +19,16 @@ fn letters(n: usize) -> String {
 const AT: &str = "\"payload\":{\"at\":";
 const DIGITS: usize = 16;
 
-/// One event of exactly `size` bytes, at least 80, with no time in it yet.
+/// One event of exactly `size` bytes, at least 96, with no time in it yet.
 pub fn event(size: usize) -> String {
     format!("{{\"type\":\"order.created\",\"payload\":{}}}", payload(size))
 }
 
 /// The payload of such an event.
 pub fn payload(size: usize) -> String {
-    let frame = "{\"type\":\"order.created\",\"payload\":{\"at\":,\"pad\":\"\"}}".len() + DIGITS;
-    format!("{{\"at\":{},\"pad\":\"{}\"}}", "1".repeat(DIGITS), letters(size.max(80) - frame))
+    let frame =
+        "{\"type\":\"order.created\",\"payload\":{\"at\":,\"amount\":100,\"pad\":\"\"}}".len() + DIGITS;
+    format!("{{\"at\":{},\"amount\":100,\"pad\":\"{}\"}}", "1".repeat(DIGITS), letters(size.max(96) - frame))
 }
 
 /// Writes into a request of one event when it was due.

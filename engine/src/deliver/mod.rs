@@ -16,4 +16,8 @@ pub mod request;
 pub mod sign;
 pub mod target;
 
-pub use self::{client::Client, outcome::Verdict, request::Target};
+pub use self::{
+    client::Client,
+    outcome::Verdict,
+    request::{Content, Target},
+};

@@ -91,6 +91,7 @@ pub fn judge(call: Call, kept: Kept) -> Verdict {
         error,
         reason_code,
         duration_ms: i32::try_from(call.took.as_millis()).unwrap_or(i32::MAX),
+        transform: None,
     };
     let reply = match call.result {
         Ok(reply) => reply,

@@ -8,7 +8,29 @@ use hyper::{
 };
 
 use super::sign::Signer;
-use crate::model::{Event, EventId, Timestamp, Try, Webhook};
+use crate::model::{Event, EventId, Timestamp, Try, Webhook, write_event};
+
+/// What goes out in place of what came in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// The producer's payload in the envelope.
+    Original,
+    /// Other JSON in the envelope.
+    Payload(Bytes),
+    /// No envelope, but a body of its own kind with further headers.
+    Whole { content_type: HeaderValue, bytes: Bytes, headers: Vec<(HeaderName, HeaderValue)> },
+}
+
+impl Content {
+    /// The bytes of the body.
+    pub fn body(&self, event: &Event) -> Bytes {
+        match self {
+            Content::Original => envelope(event, &event.payload),
+            Content::Payload(payload) => envelope(event, payload),
+            Content::Whole { bytes, .. } => bytes.clone(),
+        }
+    }
+}
 
 const AGENT: &str = concat!("EventPulse/", env!("CARGO_PKG_VERSION"));
 
@@ -43,9 +65,16 @@ impl Target {
         format!("msg_{}_{}_{}", event.id, event.created_at.0, self.webhook.id)
     }
 
-    /// The request of one attempt, signed for `now`.
-    pub fn request(&self, event: &Event, tried: Try, now: Timestamp) -> Request<Full<Bytes>> {
-        self.signed(&self.delivery_id(event), event, tried, now)
+    /// The request of one attempt with this body, signed for `now`.
+    pub fn request(
+        &self,
+        event: &Event,
+        tried: Try,
+        now: Timestamp,
+        content: &Content,
+        body: Bytes,
+    ) -> Request<Full<Bytes>> {
+        self.signed(&self.delivery_id(event), event, tried, now, content, body)
     }
 
     /// The request of a test: an event that stands nowhere, under an id that no delivery has.
@@ -58,11 +87,20 @@ impl Target {
             payload: payload.into(),
             created_at: now,
         };
-        self.signed(&format!("test_{}_{}", now.0, self.webhook.id), &event, Try::FIRST, now)
+        let id = format!("test_{}_{}", now.0, self.webhook.id);
+        let body = Content::Original.body(&event);
+        self.signed(&id, &event, Try::FIRST, now, &Content::Original, body)
     }
 
-    fn signed(&self, id: &str, event: &Event, tried: Try, now: Timestamp) -> Request<Full<Bytes>> {
-        let body = envelope(event);
+    fn signed(
+        &self,
+        id: &str,
+        event: &Event,
+        tried: Try,
+        now: Timestamp,
+        content: &Content,
+        body: Bytes,
+    ) -> Request<Full<Bytes>> {
         let timestamp = now.seconds().to_string();
         let mut request = Request::new(Full::new(body.clone()));
         *request.method_mut() = hyper::Method::POST;
@@ -70,6 +108,11 @@ impl Target {
         let headers = request.headers_mut();
         // Ours come after, so that nothing can stand in their place.
         headers.extend(self.headers.iter().cloned());
+        let mut content_type = HeaderValue::from_static("application/json");
+        if let Content::Whole { content_type: own, headers: further, .. } = content {
+            headers.extend(further.iter().cloned());
+            content_type.clone_from(own);
+        }
         let mut set = |name: &'static str, value: &str| {
             // Types may hold any letter but control characters, which is what a header value allows.
             if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {
@@ -83,16 +126,16 @@ impl Target {
         set("webhook-signature", &self.signer.standard(id, &timestamp, &body));
         set("webhook-timestamp", &timestamp);
         set("webhook-id", id);
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(CONTENT_TYPE, content_type);
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
         request
     }
 }
 
-/// The body: the producer's payload spliced in as it came.
-pub fn envelope(event: &Event) -> Bytes {
-    let mut body = Vec::with_capacity(event.payload.len() + event.kind.len() + 96);
-    event.write_json(&mut body);
+/// The usual body: a payload spliced in as it is.
+pub fn envelope(event: &Event, payload: &[u8]) -> Bytes {
+    let mut body = Vec::with_capacity(payload.len() + event.kind.len() + 96);
+    write_event(&mut body, event.id, &event.kind, Some(payload), event.created_at);
     body.into()
 }
 
@@ -113,7 +156,8 @@ mod tests {
 
     #[test]
     fn the_envelope_keeps_the_payloads_bytes() {
-        let body = envelope(&event("a\"b", b"{ \"x\": 1e400 }"));
+        let event = event("a\"b", b"{ \"x\": 1e400 }");
+        let body = Content::Original.body(&event);
         assert_eq!(
             body,
             "{\"id\":7,\"type\":\"a\\\"b\",\"payload\":{ \"x\": 1e400 },\"createdAt\":\"2024-01-01T00:00:00.123Z\"}"
@@ -132,13 +176,15 @@ mod tests {
             since: 0,
             until: None,
             own: crate::model::Own::default(),
+            transform: None,
         })
         .unwrap();
         let event = event("order.créé", b"1");
         let mut tried = Try::FIRST;
-        let one = target.request(&event, tried, Timestamp(5_000));
+        let body = Content::Original.body(&event);
+        let one = target.request(&event, tried, Timestamp(5_000), &Content::Original, body.clone());
         tried.attempt = 2;
-        let two = target.request(&event, tried, Timestamp(9_000));
+        let two = target.request(&event, tried, Timestamp(9_000), &Content::Original, body);
         assert_eq!(one.headers()["webhook-id"], "msg_7_1704067200123_3");
         assert_eq!(one.headers()["webhook-id"], two.headers()["webhook-id"]);
         assert_eq!(two.headers()["x-eventpulse-attempt"], "2");

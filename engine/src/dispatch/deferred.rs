@@ -293,6 +293,7 @@ async fn resume(
         event: event.clone(),
         target: target.clone(),
         tried: Try::FIRST,
+        pin: None,
         was_scheduled: false,
         leased_until: None,
         term: entry.term,

@@ -209,6 +209,7 @@ impl Intake {
                     event: event.clone(),
                     target: target.clone(),
                     tried: Try::FIRST,
+                    pin: None,
                     was_scheduled: false,
                     entry: Some(open.clone()),
                     leased_until: None,

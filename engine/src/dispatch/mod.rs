@@ -14,6 +14,8 @@ mod parking;
 mod registry;
 mod retries;
 mod shelf;
+mod tally;
+mod transforms;
 mod watch;
 mod work;
 
@@ -36,6 +38,7 @@ use self::{
     fence::Fence,
     intake::Intake,
     opened::Opened,
+    transforms::Transforms,
 };
 use crate::{
     config::{self, Config},
@@ -43,7 +46,7 @@ use crate::{
     ingest::Ring,
     lane::{self, Allowed, Lanes},
     metrics::Metrics,
-    model::{Event, Key, Own, Try},
+    model::{Event, Key, Pin, Try, Webhook},
     retry::schedule::Policy,
     settle::{self, Open, Recorder},
     store::{Link, Store},
@@ -53,6 +56,7 @@ use crate::{
         consumer::{Claims, Reader},
         due::Due,
     },
+    transform::Host,
 };
 
 /// How long the recorder's statement may take before its connection counts as dead.
@@ -63,6 +67,8 @@ struct Delivery {
     event: Arc<Event>,
     target: Arc<Target>,
     tried: Try,
+    /// What it was sent with before.
+    pin: Option<Pin>,
     /// From the schedule: a row there moves on with the outcome.
     was_scheduled: bool,
     /// The stream entry it keeps open; none for deliveries from the schedule.
@@ -84,6 +90,7 @@ struct Context {
     peers: AtomicUsize,
     lanes: Lanes<Delivery>,
     client: Client,
+    transforms: Transforms,
     recorder: settle::Handle<Permit>,
     policy: Policy,
     kept: Kept,
@@ -122,6 +129,8 @@ pub struct Parts {
     /// Counted from 0.
     pub worker: usize,
     pub ring: Option<Arc<Ring>>,
+    /// One for the whole process.
+    pub transforms: Arc<Host>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -142,7 +151,7 @@ impl Dispatcher {
     /// # Errors
     /// When the Redis URL or a setting of the client cannot be used. An absent Redis is waited for.
     pub fn start(parts: Parts, stop: signal::Receiver<bool>) -> Result<Dispatcher, Error> {
-        let Parts { config, store, redis, keys, stream, instance, worker, ring, metrics } = parts;
+        let Parts { config, store, redis, keys, stream, instance, worker, ring, transforms, metrics } = parts;
         let opened = Opened::default();
         let closing = opened.clone();
         let (recorder, recorder_loop) = Recorder::new(settle::Parts {
@@ -159,6 +168,7 @@ impl Dispatcher {
         let context = Context::new(
             &config,
             store.clone(),
+            transforms,
             breakers,
             recorder,
             opened,
@@ -180,6 +190,7 @@ impl Dispatcher {
             tokio::spawn(watch::registry(context.clone(), stop.clone())),
             tokio::spawn(deferred::run(context.clone(), stop.clone())),
             tokio::spawn(health::run(context.clone(), stop.clone())),
+            tokio::spawn(tally::run(context.clone(), stop.clone())),
             tokio::spawn(shelf::run(context.clone(), due.clone(), stop.clone())),
             tokio::spawn(retries::run(context.clone(), due.clone(), stop.clone())),
         ];
@@ -227,7 +238,11 @@ impl Dispatcher {
             tracing::warn!(in_flight = workers.len(), "grace over, requests abandoned");
         }
         drop(workers);
-        if tokio::time::timeout(grace, health::tell(&context)).await.is_err() {
+        let told = async {
+            health::tell(&context).await;
+            tally::tell(&context).await;
+        };
+        if tokio::time::timeout(grace, told).await.is_err() {
             tracing::debug!("grace over, successes not told");
         }
         let (beats_stop, beats) = beats;
@@ -248,6 +263,7 @@ impl Context {
     fn new(
         config: &Arc<Config>,
         store: Store,
+        transforms: Arc<Host>,
         breakers: Breakers,
         recorder: settle::Handle<Permit>,
         opened: Opened,
@@ -257,6 +273,7 @@ impl Context {
         let (dispatch, deliver) = (&config.dispatch, &config.deliver);
         Ok(Context {
             registry: Registry::new(store.clone()),
+            transforms: Transforms::new(transforms, store.clone()),
             breakers,
             peers: AtomicUsize::new(1),
             store,
@@ -298,13 +315,19 @@ impl Context {
         i64::try_from(self.policy.expiry().as_millis()).unwrap_or(i64::MAX)
     }
 
-    /// This process's part of a webhook's limits: the others take theirs.
-    fn allowed(&self, own: &Own) -> Allowed {
+    /// This process's part of a webhook's limits: the others take theirs. Each process has CPU time of its own for a transform,
+    /// which is a limit of calls.
+    fn allowed(&self, webhook: &Webhook) -> Allowed {
+        let own = &webhook.own;
         let peers = self.peers.load(Relaxed).max(1);
+        let cpu = webhook.transform.as_ref().and_then(|_| self.transforms.host.rate(webhook.id));
         let in_flight_max = own.in_flight_max.unwrap_or(self.config.lane.in_flight_max);
         Allowed {
             in_flight_max: (in_flight_max / peers).max(1),
-            rate: own.rate_limit.map(|rate| rate / peers as f64),
+            rate: match (own.rate_limit.map(|rate| rate / peers as f64), cpu) {
+                (Some(own), Some(cpu)) => Some(own.min(cpu)),
+                (own, cpu) => own.or(cpu),
+            },
             probe_max: self.config.lane.probe_max.min(self.policy.of(own).patience() / 4),
         }
     }

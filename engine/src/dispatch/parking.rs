@@ -78,5 +78,12 @@ pub(super) fn later(
     } else {
         context.policy.of(own).expiry().max(wait + Duration::from_secs(10))
     };
-    Later { next_attempt, delay_ms: ms(wait), expires_ms: ms(expiry), reason, existing: record.was_scheduled }
+    Later {
+        next_attempt,
+        delay_ms: ms(wait),
+        expires_ms: ms(expiry),
+        reason,
+        pin: None,
+        existing: record.was_scheduled,
+    }
 }

@@ -164,6 +164,7 @@ impl Context {
             event,
             target,
             tried: row.tried,
+            pin: row.pin,
             was_scheduled: true,
             entry: None,
             leased_until: Some(until),

@@ -6,18 +6,20 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{
     Context, Delivery,
     parking::{later, park, shelve, turn_away},
     shelf,
+    transforms::{self, Shaped},
 };
 use crate::{
-    deliver::{Verdict, outcome},
+    deliver::{Content, Verdict, outcome},
     lane::{Admission, Kind, Lane, Outcome},
     metrics::Metrics,
-    model::{AccountId, Key, State, Timestamp, Try, is_operational},
+    model::{AccountId, Key, Pin, State, Timestamp, Try, is_operational},
     retry::schedule,
     settle::{Item, Open},
     store::{
@@ -49,7 +51,7 @@ pub(super) async fn admit(context: &Arc<Context>, delivery: Delivery) {
     }
     let lane = context.lanes.of(delivery.target.webhook.id);
     let kind = if delivery.was_scheduled { Kind::Retry } else { Kind::First };
-    let allowed = context.allowed(&delivery.target.webhook.own);
+    let allowed = context.allowed(&delivery.target.webhook);
     match lane.admit(delivery, kind, allowed) {
         Admission::Start(delivery) => start(context, &lane, delivery),
         Admission::Queued => {}
@@ -100,31 +102,82 @@ async fn worker(context: Arc<Context>, lane: Arc<Lane<Delivery>>, first: Deliver
     }
 }
 
+/// Whether nobody else can be sending it by now.
+fn may_send(context: &Context, delivery: &Delivery, timeout: Duration) -> bool {
+    let lease_over = delivery.leased_until.is_some_and(|until| Instant::now() + timeout >= until);
+    !lease_over && context.fence.holds(delivery.term)
+}
+
 /// One attempt from the decision to send it to its record.
 async fn deliver(context: &Arc<Context>, mut delivery: Delivery) -> Outcome {
     let timeout = delivery.target.webhook.own.timeout.unwrap_or(context.config.deliver.timeout);
-    let lease_over = delivery.leased_until.is_some_and(|until| Instant::now() + timeout >= until);
-    if lease_over || !context.fence.holds(delivery.term) {
-        // Others may be sending it by now. It is dropped unsent: its entry is pending, its retry leased.
-        context.metrics.dispatch.fenced.increment(1);
-        abandon(context, delivery);
-        return Outcome::Unknown;
+    if !may_send(context, &delivery, timeout) {
+        return drop_unsent(context, delivery);
     }
-    let request = delivery.target.request(&delivery.event, delivery.tried, Timestamp::now());
-    let mut call = std::pin::pin!(context.client.call(request, timeout));
-    let held = tokio::time::sleep(context.config.dispatch.hold);
-    let done = tokio::select! {
-        biased;
-        done = &mut call => Some(done),
-        () = held, if delivery.entry.is_some() => None,
-    };
-    let done = match done {
-        Some(done) => done,
-        None => {
-            release_entry(context, &mut delivery, timeout).await;
-            call.await
+    let hold_over = Instant::now() + context.config.dispatch.hold;
+    let shaped = if delivery.target.webhook.transform.is_none() && delivery.pin.is_none() {
+        Shaped::original()
+    } else {
+        let (event, target) = (delivery.event.clone(), delivery.target.clone());
+        let shaping = transforms::shape(context, event, target, delivery.pin);
+        let shaped = held(context, &mut delivery, hold_over, None, shaping).await;
+        // It may have waited long for its turn.
+        if !may_send(context, &delivery, timeout) {
+            return drop_unsent(context, delivery);
         }
+        shaped
     };
+    match shaped {
+        Shaped::Send { content, pin, note } => {
+            let sent = Sent { version: pin.version, body: content.body(&delivery.event), note };
+            send(context, delivery, content, sent, hold_over).await
+        }
+        withheld => withhold(context, delivery, withheld).await,
+    }
+}
+
+/// Others may be sending it by now. Its entry is pending, or its retry leased.
+fn drop_unsent(context: &Context, delivery: Delivery) -> Outcome {
+    context.metrics.dispatch.fenced.increment(1);
+    abandon(context, delivery);
+    Outcome::Unknown
+}
+
+/// What goes out at this attempt.
+struct Sent {
+    /// Of the transform that made it.
+    version: i32,
+    body: Bytes,
+    /// What went wrong before, if the original goes out because of it.
+    note: Option<String>,
+}
+
+impl Sent {
+    fn pin(&self) -> Pin {
+        let hash = (self.version > 0).then(|| transforms::hash(&self.body));
+        Pin { version: self.version, hash }
+    }
+}
+
+/// Makes the call, and settles what comes of it.
+async fn send(
+    context: &Arc<Context>,
+    mut delivery: Delivery,
+    content: Content,
+    sent: Sent,
+    hold_over: Instant,
+) -> Outcome {
+    let before = delivery.pin.and_then(|pin| pin.hash);
+    if before.is_some() && before != sent.pin().hash {
+        context.metrics.transform.changed_body.increment(1);
+        let (event, webhook) = (delivery.event.id, delivery.target.webhook.id);
+        tracing::warn!(%event, %webhook, "a transform made another body than at the attempt before");
+    }
+    let timeout = delivery.target.webhook.own.timeout.unwrap_or(context.config.deliver.timeout);
+    let (tried, now) = (delivery.tried, Timestamp::now());
+    let request = delivery.target.request(&delivery.event, tried, now, &content, sent.body.clone());
+    let call = context.client.call(request, timeout);
+    let done = held(context, &mut delivery, hold_over, Some(&sent), call).await;
     let verdict = outcome::judge(done, context.kept);
     if matches!(verdict, Verdict::Unsent) {
         context.metrics.deliver.out_of_files.increment(1);
@@ -133,12 +186,61 @@ async fn deliver(context: &Arc<Context>, mut delivery: Delivery) -> Outcome {
     }
     let outcome = meaning(&verdict);
     let disabled = matches!(verdict, Verdict::Gone(_)) && disable(context, &delivery).await;
-    let record = record(context, &delivery, verdict, disabled);
-    context
-        .recorder
-        .settle(Item { record: Some(record), entry: delivery.entry, permit: delivery.permit })
-        .await;
+    let record = record(context, &delivery, verdict, disabled, Some(&sent));
+    settle(context, delivery, record).await;
     outcome
+}
+
+/// Settles a delivery that its transform does not let go, or not now.
+async fn withhold(context: &Context, delivery: Delivery, shaped: Shaped) -> Outcome {
+    let record = match shaped {
+        Shaped::Send { .. } | Shaped::Wait => {
+            context.metrics.transform.waited.increment(1);
+            park(context, delivery, transforms::PARKED, "transform").await;
+            return Outcome::Unknown;
+        }
+        Shaped::Filter { version, code, reason } => {
+            context.metrics.deliver.filtered.increment(1);
+            let mut record = blank(&delivery);
+            record.attempt = Some(unsent(Status::Filtered, code, reason, Some(version)));
+            record
+        }
+        Shaped::Failed { code, error } => {
+            let attempt = unsent(Status::Failed, code, error, None);
+            record(context, &delivery, Verdict::Retry { attempt, after: None }, false, None)
+        }
+    };
+    settle(context, delivery, record).await;
+    Outcome::Withheld
+}
+
+/// The row of an attempt at which nothing was sent.
+fn unsent(status: Status, reason_code: &'static str, error: String, transform: Option<i32>) -> Attempt {
+    let error = Some(error);
+    Attempt { status, code: None, body: None, error, reason_code, duration_ms: 0, transform }
+}
+
+async fn settle(context: &Context, delivery: Delivery, record: Record) {
+    let item = Item { record: Some(record), entry: delivery.entry, permit: delivery.permit };
+    context.recorder.settle(item).await;
+}
+
+/// Does some work for a delivery. When the hold is over before it ends, the entry is let go and the work goes on.
+async fn held<F: Future>(
+    context: &Context,
+    delivery: &mut Delivery,
+    hold_over: Instant,
+    sent: Option<&Sent>,
+    work: F,
+) -> F::Output {
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        biased;
+        done = &mut work => return done,
+        () = tokio::time::sleep_until(hold_over), if delivery.entry.is_some() => {}
+    }
+    release_entry(context, delivery, sent).await;
+    work.await
 }
 
 /// What a verdict says of the endpoint.
@@ -156,14 +258,19 @@ fn meaning(verdict: &Verdict) -> Outcome {
     }
 }
 
-/// The request goes on, but its entry need not wait for it: what is owed stands in the schedule instead.
-async fn release_entry(context: &Context, delivery: &mut Delivery, timeout: Duration) {
+/// The work goes on, but its entry need not wait for it: what is owed stands in the schedule instead.
+async fn release_entry(context: &Context, delivery: &mut Delivery, sent: Option<&Sent>) {
     context.metrics.lane.parked_held.increment(1);
-    let mut record = blank(delivery);
     let own = &delivery.target.webhook.own;
-    record.later = Some(later(context, own, &record, delivery.tried.attempt, timeout + MARGIN, "in_flight"));
+    let wait = own.timeout.unwrap_or(context.config.deliver.timeout) + MARGIN;
+    let mut record = blank(delivery);
+    let mut row = later(context, own, &record, delivery.tried.attempt, wait, "in_flight");
+    row.pin = sent.map(Sent::pin);
+    record.later = Some(row);
     context.recorder.settle(Item { record: Some(record), entry: delivery.entry.take(), permit: None }).await;
     delivery.was_scheduled = true;
+    // Whoever takes up the row does so then.
+    delivery.leased_until = Some(Instant::now() + wait);
     delivery.permit = delivery.permit.take().map(|permit| context.first_budget.slow_down(permit));
 }
 
@@ -203,14 +310,7 @@ pub(super) async fn webhook_gone(
 }
 
 fn buried(mut record: Record, code: &'static str, reason: &str) -> Record {
-    record.attempt = Some(Attempt {
-        status: Status::Dead,
-        code: None,
-        body: None,
-        error: Some(reason.to_owned()),
-        reason_code: code,
-        duration_ms: 0,
-    });
+    record.attempt = Some(unsent(Status::Dead, code, reason.to_owned(), None));
     record.dead = Some(reason.to_owned());
     record
 }
@@ -230,13 +330,20 @@ pub(super) fn nothing_yet(
     Record { event, webhook, account, tried, was_scheduled, attempt: None, later: None, dead: None }
 }
 
-/// What to write for a verdict.
-fn record(context: &Context, delivery: &Delivery, verdict: Verdict, disabled: bool) -> Record {
+/// What to write for a verdict on what was sent, if anything was.
+fn record(
+    context: &Context,
+    delivery: &Delivery,
+    verdict: Verdict,
+    disabled: bool,
+    sent: Option<&Sent>,
+) -> Record {
     let Metrics { deliver, .. } = &*context.metrics;
     let mut record = blank(delivery);
-    let attempt = match verdict {
-        Verdict::Delivered(attempt) => {
+    let mut attempt = match verdict {
+        Verdict::Delivered(mut attempt) => {
             deliver.delivered.increment(1);
+            attempt.error = sent.and_then(|sent| sent.note.clone());
             attempt
         }
         // Parked before it comes to a record.
@@ -253,7 +360,9 @@ fn record(context: &Context, delivery: &Delivery, verdict: Verdict, disabled: bo
                 Some(wait) => {
                     deliver.retried.increment(1);
                     let own = &delivery.target.webhook.own;
-                    record.later = Some(later(context, own, &record, tries + 1, wait, "retry"));
+                    let mut row = later(context, own, &record, tries + 1, wait, "retry");
+                    row.pin = sent.map(Sent::pin);
+                    record.later = Some(row);
                 }
                 None => {
                     deliver.dead.increment(1);
@@ -265,6 +374,10 @@ fn record(context: &Context, delivery: &Delivery, verdict: Verdict, disabled: bo
             attempt
         }
     };
+    // Of what went out as it came and arrived, the row says nothing more.
+    let says_more =
+        |sent: &&Sent| sent.version > 0 || attempt.status != Status::Success || sent.note.is_some();
+    attempt.transform = sent.filter(says_more).map(|sent| sent.version);
     record.attempt = Some(attempt);
     record
 }

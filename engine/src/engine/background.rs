@@ -1,4 +1,4 @@
-//! What runs beside the roles, on a thread of its own: beats, marks, the sweep and the upkeep.
+//! What runs beside the roles, on a thread of its own: beats, marks, the sweep, the upkeep, and compilations that others left.
 
 use std::time::Duration;
 
@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use super::{BEAT_PATIENCE, Common, Error};
 use crate::{
+    compile::Takeover,
     config::Roles,
     ingest::marks,
     recover::{
@@ -61,13 +62,17 @@ pub(super) fn start(
         disable_after: config.webhooks.disable_after,
         cap: Cap::new(config.lane.backlog_max, config.retry.horizon),
         letters: OldLetters::new(config.dlq.retention),
+        rounds: 0,
         metrics: metrics.clone(),
     };
+    let takeover =
+        Takeover { store: store.clone(), host: common.transforms.clone(), every: config.recover.sweep_every };
     let every = config.ingest.mark_flush;
     Ok(vec![
         tokio::spawn(keeper.run(stop.subscribe())),
         tokio::spawn(sweep.run(stop.subscribe())),
         tokio::spawn(upkeep.run(stop.subscribe())),
+        tokio::spawn(takeover.run(stop.subscribe())),
         tokio::spawn(marks::run(stream.clone(), link(), common.instance, every, stop.subscribe())),
     ])
 }

@@ -77,6 +77,7 @@ fn parts(
         instance: common.instance,
         worker,
         ring: common.ring.clone(),
+        transforms: common.transforms.clone(),
         metrics: common.metrics.clone(),
     })
 }

@@ -105,7 +105,7 @@ fn is_lines(kind: &[u8]) -> bool {
     [&b"application/x-ndjson"[..], b"application/ndjson", b"application/jsonl"].contains(&&kind[..])
 }
 
-fn media_type(kind: &[u8]) -> Vec<u8> {
+pub(super) fn media_type(kind: &[u8]) -> Vec<u8> {
     kind.split(|b| *b == b';').next().unwrap_or_default().trim_ascii().to_ascii_lowercase()
 }
 

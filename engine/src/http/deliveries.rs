@@ -150,6 +150,7 @@ struct Attempt {
     duration_ms: i32,
     error: Option<String>,
     reason_code: String,
+    transform_version: Option<i32>,
 }
 
 pub(super) async fn attempts(
@@ -173,6 +174,7 @@ pub(super) async fn attempts(
             duration_ms: row.duration_ms,
             error: row.error,
             reason_code: row.reason_code,
+            transform_version: row.transform,
         })
         .collect();
     let body = serde_json::json!({ "ok": true, "attempts": attempts });

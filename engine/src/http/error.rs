@@ -9,7 +9,7 @@ use hyper::{
 };
 
 use super::reply::{self, Body};
-use crate::{ingest, store};
+use crate::{ingest, store, store::versions::Refused, transform};
 
 /// An answer that is not 2xx.
 #[derive(Debug)]
@@ -105,6 +105,30 @@ impl ApiError {
         )
     }
 
+    pub(super) fn too_many_here(code: &'static str) -> ApiError {
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            code,
+            "this process does as many of these as it may; try again after a while",
+        )
+    }
+
+    pub(super) fn too_many_of_yours(code: &'static str) -> ApiError {
+        ApiError::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            code,
+            "this account does as many of these as it may; wait for one to end",
+        )
+    }
+
+    pub(super) fn compiler_unavailable() -> ApiError {
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "compiler_unavailable",
+            "the module could not be compiled, which is not its fault; try again after a while",
+        )
+    }
+
     pub(super) fn unavailable() -> ApiError {
         ApiError::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -148,6 +172,43 @@ impl From<store::Error> for ApiError {
     fn from(error: store::Error) -> ApiError {
         tracing::debug!(error = crate::chain(&error), "request failed");
         ApiError::unavailable()
+    }
+}
+
+impl From<transform::Rejected> for ApiError {
+    fn from(rejected: transform::Rejected) -> ApiError {
+        ApiError::unprocessable(rejected.code, rejected.message)
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> ApiError {
+        match refused {
+            Refused::NoWebhook => ApiError::not_found("webhook"),
+            Refused::NoTransform => {
+                ApiError::new(StatusCode::NOT_FOUND, "no_transform", "this webhook has no transform")
+            }
+            Refused::NoVersion => {
+                ApiError::new(StatusCode::NOT_FOUND, "not_found", "this webhook has no such version")
+            }
+            Refused::NotReady => ApiError::conflict(
+                "not_ready",
+                "this version is still being compiled, or was rejected; see GET /webhooks/:id/transform",
+            ),
+            Refused::Compiling(version) => ApiError::new(
+                StatusCode::CONFLICT,
+                "not_ready",
+                format!("version {version} is still being compiled; wait for it, or remove it"),
+            ),
+            Refused::InUse => ApiError::conflict(
+                "version_in_use",
+                "this version is in force, or deliveries that were sent with it are still owed",
+            ),
+            Refused::TooMany => ApiError::conflict(
+                "too_many_versions",
+                "deliveries are still owed with as many versions as a webhook may have; try again later",
+            ),
+        }
     }
 }
 

@@ -8,7 +8,9 @@ use tokio::sync::Semaphore;
 use super::{
     ApiError, Connection, Service, body, deliveries, dlq, events, manage, replay,
     reply::{self, Body},
-    resend, test_event, webhooks, whole,
+    resend, test_event,
+    transform::{self, Turns},
+    webhooks, whole,
 };
 use crate::{
     config::Config,
@@ -18,6 +20,7 @@ use crate::{
     retry::schedule::Policy,
     store::Store,
     stream::{breaker::Breakers, consumer::Claims, due::Due},
+    transform::Host,
 };
 
 /// What the gateway's calls need.
@@ -39,6 +42,10 @@ pub struct Gateway {
     pub breakers: Breakers,
     /// Calls that an account asks for, to try its endpoint.
     pub tests: test_event::TestCalls,
+    /// Checks, compiles and tries webhooks' own modules.
+    pub transforms: Arc<Host>,
+    pub uploads: Turns,
+    pub dry_runs: Turns,
     /// How long a new round may take.
     pub policy: Policy,
     pub metrics: Arc<Metrics>,
@@ -88,8 +95,11 @@ impl Gateway {
         request: &mut Request<Incoming>,
     ) -> Result<Response<Body>, ApiError> {
         let mut patience = self.patience();
-        if request.uri().path().ends_with("/test") {
+        let path = request.uri().path();
+        if path.ends_with("/test") {
             patience += self.tests.patience();
+        } else if path.contains("/transform") {
+            patience += transform::patience(self, path);
         }
         let routed = tokio::time::timeout(patience, self.route(connection, request)).await;
         routed.unwrap_or_else(|_| Err(ApiError::unavailable()))
@@ -131,6 +141,7 @@ impl Gateway {
             ["webhooks", id] if request.method() == Method::DELETE => manage::delete(self, request, id).await,
             ["webhooks", id, "test"] if post => test_event::test(self, request, id).await,
             ["webhooks", id, "replay"] if post => replay::replay(self, request, id).await,
+            ["webhooks", id, "transform", ref rest @ ..] => transform::route(self, request, id, rest).await,
             ["health"] if get => Ok(reply::health("api-gateway")),
             ["metrics"] if get => Ok(reply::metrics(&self.metrics)),
             ["send-event" | "send-events" | "register-webhook"]

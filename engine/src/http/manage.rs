@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::{
     ApiError, Gateway, body, query,
     reply::{self, Body},
-    settings,
+    settings, transform,
 };
 use crate::{
     model::{EventId, WebhookId},
@@ -91,6 +91,7 @@ pub(super) async fn show(
         Some(false) => "closed".into(),
         None => Value::Null,
     };
+    body["transform"] = transform::brief(gateway, account, id).await?;
     body["scheduled"] = scheduled.into();
     body["waitingForLane"] = shelved.into();
     body["lastOutcomes"] = outcomes.iter().map(outcome).collect();

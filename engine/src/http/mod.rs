@@ -20,6 +20,7 @@ mod resend;
 mod server;
 mod settings;
 mod test_event;
+mod transform;
 mod webhooks;
 mod whole;
 
@@ -27,7 +28,9 @@ use std::sync::Arc;
 
 use hyper::{Method, Request, Response, body::Incoming};
 
-pub use self::{connection::Connection, gateway::Gateway, server::Server, test_event::TestCalls};
+pub use self::{
+    connection::Connection, gateway::Gateway, server::Server, test_event::TestCalls, transform::Turns,
+};
 use self::{error::ApiError, reply::Body};
 use crate::metrics::Metrics;
 

@@ -60,7 +60,7 @@ impl Breaker {
             }
             Outcome::Failed => 1,
             Outcome::TimedOut => TIMED_OUT,
-            Outcome::Unknown => {
+            Outcome::Withheld | Outcome::Unknown => {
                 // A probe that was not sent says nothing; the next one may go.
                 if let Some(open) = &mut self.open {
                     open.probing = false;

@@ -158,7 +158,7 @@ impl<T> Lane<T> {
                 inner.window.halve();
                 inner.timed_out = Some(now);
             }
-            Outcome::Failed | Outcome::Unknown => {}
+            Outcome::Failed | Outcome::Withheld | Outcome::Unknown => {}
         }
         if outcome != Outcome::Unknown {
             inner.pace.took(took);

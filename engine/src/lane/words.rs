@@ -34,6 +34,8 @@ pub enum Outcome {
     Refused,
     Failed,
     TimedOut,
+    /// Its transform did not let it go: nothing was sent, and nothing is known of the endpoint.
+    Withheld,
     /// Nothing was sent.
     Unknown,
 }

@@ -1,5 +1,5 @@
 //! Upkeep: what is to be done once in a while and by one process: disabling webhooks that have failed for too long,
-//! removing old dead letters, and cutting backlogs that are too long.
+//! removing old dead letters and versions of transforms, and cutting backlogs that are too long.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,6 +16,9 @@ use crate::{
 /// die in the long run.
 const LETTERS_STEPS: usize = 20;
 
+/// Rounds between two looks at all modules of transforms.
+const MODULES_EVERY: u32 = 100;
+
 /// What the upkeep needs.
 pub struct Upkeep {
     pub store: Store,
@@ -28,6 +31,8 @@ pub struct Upkeep {
     pub disable_after: Duration,
     pub letters: OldLetters,
     pub cap: Cap,
+    /// How many there were: 0 to begin with.
+    pub rounds: u32,
     pub metrics: Arc<Metrics>,
 }
 
@@ -68,6 +73,7 @@ impl Upkeep {
         }
         self.disable_failing().await?;
         self.remove_old_letters().await?;
+        self.remove_transforms().await?;
         self.cap.round(&self.store, &self.metrics).await
     }
 
@@ -84,6 +90,17 @@ impl Upkeep {
             if removed.next.is_none() {
                 break;
             }
+        }
+        Ok(())
+    }
+
+    async fn remove_transforms(&mut self) -> Result<(), Error> {
+        self.store.remove_left_transforms().await?;
+        let deleted = self.store.delete_removed_transforms().await?;
+        self.rounds = self.rounds.wrapping_add(1);
+        // Uploads that got no version leave modules too, but seldom.
+        if deleted > 0 || self.rounds.is_multiple_of(MODULES_EVERY) {
+            self.store.delete_unused_modules().await?;
         }
         Ok(())
     }

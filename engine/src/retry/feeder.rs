@@ -5,13 +5,19 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
-use crate::{metrics::Metrics, store::Store, stream::due::Due};
+use crate::{
+    metrics::Metrics,
+    store::{Store, scheduled::Place},
+    stream::due::Due,
+};
 
 /// Pause between passes. It bounds how late a retry comes whose place in Redis was lost.
 const PASS: Duration = Duration::from_secs(1);
 
-/// Rows one pass looks at. The recorder adds what it schedules itself; the feeder finds the rest.
-const PASS_MAX: i64 = 5000;
+/// Rows of one page, and pages of one pass. The recorder adds what it schedules itself; the feeder finds the rest. Of a near
+/// window with more rows each pass looks at the next ones, so that what is in `due` already hides nothing behind it.
+const PAGE: usize = 5000;
+const PAGES: usize = 4;
 
 /// Shelved deliveries dead-lettered by one statement, and statements of one pass.
 const EXPIRE_MAX: u64 = 1000;
@@ -27,8 +33,9 @@ pub async fn run(
     mut stop: watch::Receiver<bool>,
 ) {
     let horizon_ms = i64::try_from(horizon.as_millis()).unwrap_or(i64::MAX);
+    let mut place = None;
     loop {
-        if let Err(error) = pass(&store, &mut due, (horizon_ms, spare_ms), &metrics).await {
+        if let Err(error) = pass(&store, &mut due, (horizon_ms, spare_ms), &mut place, &metrics).await {
             tracing::debug!(error = crate::chain(&*error), "nothing fed into due");
         }
         tokio::select! {
@@ -42,9 +49,15 @@ async fn pass(
     store: &Store,
     due: &mut Due,
     (horizon_ms, spare_ms): (i64, i64),
+    place: &mut Option<Place>,
     metrics: &Metrics,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    metrics.retry.due.set(due.depth().await? as f64);
+    let depth = due.depth().await?;
+    metrics.retry.due.set(depth as f64);
+    if due.is_full(depth) {
+        // What comes soonest has the next room.
+        *place = None;
+    }
     // What nobody pulled in time ends here, without a call.
     for _ in 0..EXPIRE_STEPS {
         let expired = store.expire_shelved(EXPIRE_MAX as i64, spare_ms).await?;
@@ -54,9 +67,15 @@ async fn pass(
             break;
         }
     }
-    let upcoming = store.upcoming(horizon_ms, PASS_MAX).await?;
-    if !upcoming.is_empty() {
-        metrics.retry.fed.increment(due.feed(&upcoming).await?);
+    for _ in 0..PAGES {
+        let upcoming = store.upcoming(horizon_ms, *place, PAGE as i64).await?;
+        if !upcoming.deliveries.is_empty() {
+            metrics.retry.fed.increment(due.feed(&upcoming.deliveries).await?);
+        }
+        *place = upcoming.last.filter(|_| upcoming.deliveries.len() == PAGE);
+        if place.is_none() {
+            break;
+        }
     }
     Ok(())
 }

@@ -70,13 +70,14 @@ WITH letter AS (
     SELECT event_id, webhook_id, max(round) AS round, max(expires_ms) AS expires_ms
     FROM letter GROUP BY event_id, webhook_id
 )
-INSERT INTO scheduled AS old (event_id, webhook_id, round, attempt, next_at, expires_at, reason)
+INSERT INTO scheduled AS old (event_id, webhook_id, round, attempt, next_at, expires_at, reason, transform_version)
 SELECT event_id, webhook_id, 1 + greatest(round, (SELECT max(a.round) FROM delivery_attempts AS a
         WHERE a.event_id = delivery.event_id AND a.webhook_id = delivery.webhook_id)),
-    1, now(), now() + expires_ms * interval '1 millisecond', 'requeued'
+    1, now(), now() + expires_ms * interval '1 millisecond', 'requeued', sent_version(event_id, webhook_id)
 FROM delivery
 ON CONFLICT (event_id, webhook_id) DO UPDATE SET round = excluded.round, attempt = 1, next_at = excluded.next_at,
-    expires_at = excluded.expires_at, reason = excluded.reason WHERE old.round < excluded.round
+    expires_at = excluded.expires_at, reason = excluded.reason, transform_version = excluded.transform_version,
+    body_hash = NULL WHERE old.round < excluded.round
 RETURNING event_id, webhook_id";
 
 /// Ids of letters from the first column on, and when each one's new round ends by its webhook's own settings.

@@ -45,13 +45,15 @@ const COLUMNS: &str =
     timeout_ms, in_flight_max, created_at, updated_at";
 
 /// The new values as a row of their own, so that `state` below is the old one. Enabled again, a webhook is owed what
-/// comes from then on. Another place or another start is given its time before it counts as failing.
+/// comes from then on. Another place or another start is given its time before it counts as failing, and a suspended
+/// transform another chance. A state is the account's own from then on.
 const CHANGE: &str = "
 WITH v AS (UPDATE engine_state SET config_version = config_version + 1 RETURNING config_version),
 w AS (UPDATE webhooks SET version = config_version,
     updated_at = date_trunc('milliseconds', clock_timestamp()),
     name = coalesce($3, name), url = coalesce($4, url),
     event_types = CASE WHEN $5 THEN $6::text[] ELSE event_types END,
+    transform_suspended = CASE WHEN $7::text IS NULL THEN transform_suspended END,
     since_version = CASE WHEN state = 'disabled' AND $7::text IN ('active', 'paused') THEN config_version
         ELSE since_version END,
     until_version = CASE WHEN $7::text IN ('disabled', 'deleted') THEN coalesce(until_version, config_version)
@@ -67,7 +69,11 @@ w AS (UPDATE webhooks SET version = config_version,
     timeout_ms = CASE WHEN $13 THEN $14::int ELSE timeout_ms END,
     in_flight_max = CASE WHEN $15 THEN $16::int ELSE in_flight_max END
     FROM v WHERE id = $2 AND account_id = $1 AND state <> 'deleted' RETURNING webhooks.*),
-a AS (UPDATE accounts SET version = config_version FROM v WHERE id = $1 AND EXISTS (SELECT FROM w))
+a AS (UPDATE accounts SET version = config_version FROM v WHERE id = $1 AND EXISTS (SELECT FROM w)),
+t AS (UPDATE transforms SET state = CASE state WHEN 'suspended' THEN 'ready' ELSE state END,
+    reason = CASE state WHEN 'suspended' THEN NULL ELSE reason END
+    FROM w, v WHERE transforms.webhook_id = w.id AND transforms.version = w.transform_version AND w.state = 'active'
+        AND (w.resumed_at = now() OR w.since_version = config_version))
 SELECT ";
 
 fn shown(row: &Row) -> Shown {

@@ -16,6 +16,7 @@ pub mod failing;
 pub mod link;
 pub mod manage;
 pub mod migrate;
+pub mod modules;
 pub mod parcels;
 pub mod progress;
 pub mod replay;
@@ -23,7 +24,9 @@ pub mod resend;
 pub mod scheduled;
 pub mod settle;
 mod shelf;
+pub mod transforms;
 mod types;
+pub mod versions;
 pub mod webhooks;
 
 use std::time::Duration;

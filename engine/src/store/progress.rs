@@ -18,6 +18,7 @@ pub struct AttemptRow {
     pub error: Option<String>,
     pub reason_code: String,
     pub duration_ms: i32,
+    pub transform: Option<i32>,
     pub created_at: Timestamp,
 }
 
@@ -45,6 +46,7 @@ fn attempt(row: &Row) -> AttemptRow {
         reason_code: row.get(8),
         duration_ms: row.get(9),
         created_at: row.get(10),
+        transform: row.get(11),
     }
 }
 
@@ -54,7 +56,7 @@ impl Store {
     pub async fn attempts(&self, account: AccountId, event: EventId) -> Result<Vec<AttemptRow>, Error> {
         let client = self.client().await?;
         let sql = "SELECT a.id, a.webhook_id, a.round, a.attempt, a.status, a.response_code, a.response_body,
-                          a.error, a.reason_code, a.duration_ms, a.created_at
+                          a.error, a.reason_code, a.duration_ms, a.created_at, a.transform_version
                    FROM events AS e JOIN delivery_attempts AS a ON a.event_id = e.id
                    WHERE e.id = $1 AND e.account_id = $2 AND a.event_id = $1 ORDER BY a.id LIMIT 1000";
         let statement = client.prepare_cached(sql).await?;
@@ -73,14 +75,14 @@ impl Store {
     ) -> Result<Vec<(EventId, AttemptRow)>, Error> {
         let client = self.client().await?;
         let sql = "SELECT a.id, a.webhook_id, a.round, a.attempt, a.status, a.response_code, NULL::text,
-                          a.error, a.reason_code, a.duration_ms, a.created_at, a.event_id
+                          a.error, a.reason_code, a.duration_ms, a.created_at, a.transform_version, a.event_id
                    FROM (SELECT id FROM events WHERE account_id = $1 ORDER BY id DESC LIMIT $3) AS e
                    CROSS JOIN LATERAL (SELECT * FROM delivery_attempts WHERE event_id = e.id AND webhook_id = $2
                        ORDER BY round DESC, attempt DESC LIMIT $4) AS a
                    ORDER BY a.id DESC LIMIT $4";
         let statement = client.prepare_cached(sql).await?;
         let rows = client.query(&statement, &[&account, &webhook, &events, &limit]).await?;
-        Ok(rows.iter().map(|row| (row.get(11), attempt(row))).collect())
+        Ok(rows.iter().map(|row| (row.get(12), attempt(row))).collect())
     }
 
     /// What of an event stands in the schedule.

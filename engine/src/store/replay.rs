@@ -76,11 +76,11 @@ WITH asked AS MATERIALIZED (
     UPDATE dlq_entries SET requeued_at = date_trunc('milliseconds', clock_timestamp())
     WHERE id IN (SELECT id FROM letter)
 ), replayed AS (
-    INSERT INTO scheduled (event_id, webhook_id, round, attempt, next_at, expires_at, reason)
+    INSERT INTO scheduled (event_id, webhook_id, round, attempt, next_at, expires_at, reason, transform_version)
     SELECT m.id, $2, 1 + greatest(
             coalesce((SELECT max(round) FROM delivery_attempts WHERE event_id = m.id AND webhook_id = $2), 0),
             coalesce((SELECT max(round) FROM dlq_entries WHERE event_id = m.id AND webhook_id = $2), 0)),
-        1, now(), now() + $3 * interval '1 millisecond', 'replayed'
+        1, now(), now() + $3 * interval '1 millisecond', 'replayed', sent_version(m.id, $2)
     FROM missed AS m WHERE NOT has_letter OR m.id IN (SELECT event_id FROM letter)
     ON CONFLICT DO NOTHING RETURNING event_id
 )

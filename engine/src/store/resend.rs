@@ -21,11 +21,12 @@ const RESEND: &str = "
 WITH letters AS MATERIALIZED (
     SELECT id FROM dlq_entries WHERE event_id = $1 AND webhook_id = $2 AND account_id = $3 AND requeued_at IS NULL FOR UPDATE
 ), sent AS (
-    INSERT INTO scheduled (event_id, webhook_id, round, attempt, next_at, expires_at, reason)
+    INSERT INTO scheduled (event_id, webhook_id, round, attempt, next_at, expires_at, reason, transform_version)
     SELECT e.id, w.id, 1 + greatest(
             coalesce((SELECT max(round) FROM delivery_attempts WHERE event_id = e.id AND webhook_id = w.id), 0),
             coalesce((SELECT max(round) FROM dlq_entries WHERE event_id = e.id AND webhook_id = w.id), 0)),
-        1, now(), now() + $4 * interval '1 millisecond', 'resent'
+        1, now(), now() + $4 * interval '1 millisecond', 'resent',
+        sent_version(e.id, w.id)
     FROM events AS e, webhooks AS w
     WHERE e.id = $1 AND e.account_id = $3 AND w.id = $2 AND w.account_id = $3 AND w.state IN ('active', 'paused')
         AND (SELECT count(*) FROM letters) >= 0

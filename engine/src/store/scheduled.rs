@@ -1,9 +1,14 @@
 //! The schedule: deliveries that are owed later.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use tokio_postgres::Row;
 
 use super::{Error, Store, Text, shelf::SPARED_UNTIL};
-use crate::model::{AccountId, Event, Key, Try};
+use crate::model::{AccountId, Event, EventId, Key, Pin, Try, WebhookId};
 
 /// A scheduled delivery with its event.
 #[derive(Debug)]
@@ -13,8 +18,20 @@ pub struct Owed {
     /// How far away its time is; negative when it has passed.
     pub due_in_ms: i64,
     pub expired: bool,
+    /// What it was sent with before.
+    pub pin: Option<Pin>,
     /// None when the event is gone, such as after Postgres was restored from a backup.
     pub event: Option<Arc<Event>>,
+}
+
+/// A place in the order of the schedule.
+pub type Place = (SystemTime, Key);
+
+/// One page of what is due soon.
+#[derive(Debug)]
+pub struct Upcoming {
+    pub deliveries: Vec<(Key, i64)>,
+    pub last: Option<Place>,
 }
 
 impl Store {
@@ -26,7 +43,8 @@ impl Store {
         let sql = format!(
             "SELECT s.event_id, s.webhook_id, s.round, s.attempt,
                     (extract(epoch FROM s.next_at - now()) * 1000)::bigint,
-                    greatest(s.expires_at, {SPARED_UNTIL}) < now(), e.account_id, e.type, e.payload, e.created_at
+                    greatest(s.expires_at, {SPARED_UNTIL}) < now(), e.account_id, e.type, e.payload, e.created_at,
+                    s.transform_version, s.body_hash
              FROM unnest($1::bigint[], $2::bigint[]) AS k (event_id, webhook_id)
              JOIN scheduled AS s USING (event_id, webhook_id) LEFT JOIN events AS e ON e.id = s.event_id
              LEFT JOIN webhooks AS h ON h.id = s.webhook_id"
@@ -40,6 +58,7 @@ impl Store {
                 tried: Try { round: row.get(2), attempt: row.get(3) },
                 due_in_ms: row.get(4),
                 expired: row.get(5),
+                pin: row.get::<_, Option<i32>>(10).map(|version| Pin { version, hash: row.get(11) }),
                 event: row.get::<_, Option<AccountId>>(6).map(|account| {
                     Arc::new(Event {
                         id: row.get(0),
@@ -53,18 +72,30 @@ impl Store {
             .collect())
     }
 
-    /// Deliveries whose time is within `horizon_ms`, soonest first, with the milliseconds until then.
-    pub async fn upcoming(&self, horizon_ms: i64, limit: i64) -> Result<Vec<(Key, i64)>, Error> {
+    /// Up to `limit` deliveries whose time is within `horizon_ms`, soonest first, with the milliseconds until then; those
+    /// after `after`, where it is given, and the place after which the next ones stand.
+    pub async fn upcoming(
+        &self,
+        horizon_ms: i64,
+        after: Option<Place>,
+        limit: i64,
+    ) -> Result<Upcoming, Error> {
         let client = self.client().await?;
         let sql =
-            "SELECT event_id, webhook_id, greatest(0, extract(epoch FROM next_at - now()) * 1000)::bigint
-                   FROM scheduled WHERE next_at < now() + $1 * interval '1 millisecond'
-                       AND reason NOT IN ('breaker', 'backlog', 'paused')
-                   ORDER BY next_at LIMIT $2";
+            "SELECT event_id, webhook_id, greatest(0, extract(epoch FROM next_at - now()) * 1000)::bigint, next_at
+             FROM scheduled WHERE next_at < now() + $1 * interval '1 millisecond' AND next_at >= $3
+                 AND (next_at, event_id, webhook_id) > ($3, $4, $5)
+                 AND reason NOT IN ('breaker', 'backlog', 'paused')
+             ORDER BY next_at, event_id, webhook_id LIMIT $2";
         let horizon = horizon_ms as f64;
+        let (time, (event, webhook)) = after.unwrap_or((UNIX_EPOCH, (EventId(0), WebhookId(0))));
         let statement = client.prepare_cached(sql).await?;
-        let rows = client.query(&statement, &[&horizon, &limit]).await?;
-        Ok(rows.iter().map(|r| ((r.get(0), r.get(1)), r.get(2))).collect())
+        let rows = client.query(&statement, &[&horizon, &limit, &time, &event, &webhook]).await?;
+        let key = |row: &Row| (row.get(0), row.get(1));
+        Ok(Upcoming {
+            last: rows.last().map(|row| (row.get(3), key(row))),
+            deliveries: rows.iter().map(|row| (key(row), row.get(2))).collect(),
+        })
     }
 
     /// Schedules deliveries that the sweep found missing, at once.

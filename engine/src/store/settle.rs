@@ -1,7 +1,7 @@
 //! One statement a recorder batch: attempts, the schedule and the dead letters together.
 
 use super::{Error, Link, delivered::Delivered};
-use crate::model::{AccountId, EventId, Try, WebhookId};
+use crate::model::{AccountId, EventId, Pin, Try, WebhookId};
 
 /// Reasons for which a row of the schedule waits for its lane's word and not for a time: its next_at is its expiry, and
 /// it is never in `due`.
@@ -11,6 +11,8 @@ pub const SHELVED: [&str; 3] = ["breaker", "backlog", "paused"];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
     Success,
+    /// Its transform dropped it.
+    Filtered,
     /// To be tried again.
     Failed,
     Dead,
@@ -20,6 +22,7 @@ impl Status {
     pub fn name(self) -> &'static str {
         match self {
             Status::Success => "success",
+            Status::Filtered => "filtered",
             Status::Failed => "failed",
             Status::Dead => "dead",
         }
@@ -36,6 +39,9 @@ pub struct Attempt {
     pub error: Option<String>,
     pub reason_code: &'static str,
     pub duration_ms: i32,
+    /// Which version of a transform made what was sent; 0 for the original, none when nothing was sent. Of a first try that
+    /// succeeded with the original none will do.
+    pub transform: Option<i32>,
 }
 
 /// That a delivery is owed later.
@@ -46,6 +52,8 @@ pub struct Later {
     /// Counted from now; only a new row takes it.
     pub expires_ms: i64,
     pub reason: &'static str,
+    /// What was sent. The first word stays.
+    pub pin: Option<Pin>,
     /// Whether the delivery came from a `scheduled` row. Then only that row, unchanged, is moved on.
     pub existing: bool,
 }
@@ -81,30 +89,35 @@ const SETTLE: &str = "
 WITH t AS MATERIALIZED (SELECT date_trunc('milliseconds', clock_timestamp()) AS at),
 attempts AS (
     INSERT INTO delivery_attempts AS old (event_id, webhook_id, round, attempt, status, response_code,
-        response_body, error, reason_code, duration_ms, created_at)
+        response_body, error, reason_code, duration_ms, transform_version, created_at)
     SELECT a.*, t.at FROM t, unnest($1::bigint[], $2::bigint[], $3::smallint[], $4::smallint[], $5::text[],
-        $6::smallint[], $7::text[], $8::text[], $9::text[], $10::int[]) AS a
+        $6::smallint[], $7::text[], $8::text[], $9::text[], $10::int[], $30::int[]) AS a
     ON CONFLICT (event_id, webhook_id, round, attempt) DO UPDATE SET status = excluded.status,
         response_code = excluded.response_code, response_body = excluded.response_body,
-        error = excluded.error, reason_code = excluded.reason_code, duration_ms = excluded.duration_ms
+        error = excluded.error, reason_code = excluded.reason_code, duration_ms = excluded.duration_ms,
+        transform_version = excluded.transform_version
         WHERE old.status = 'failed' AND excluded.status <> 'failed'
     RETURNING created_at = (SELECT at FROM t) AS fresh
 ), later AS MATERIALIZED (
     SELECT * FROM unnest($11::bigint[], $12::bigint[], $13::smallint[], $14::smallint[], $15::smallint[],
-        $16::bigint[], $17::bigint[], $18::text[], $19::bool[])
-        AS l (event_id, webhook_id, round, tried, next_attempt, delay_ms, expires_ms, reason, existing)
+        $16::bigint[], $17::bigint[], $18::text[], $19::bool[], $31::int[], $32::bigint[])
+        AS l (event_id, webhook_id, round, tried, next_attempt, delay_ms, expires_ms, reason, existing, version, hash)
 ), added AS (
-    INSERT INTO scheduled AS old (event_id, webhook_id, round, attempt, next_at, expires_at, reason)
+    INSERT INTO scheduled AS old (event_id, webhook_id, round, attempt, next_at, expires_at, reason,
+        transform_version, body_hash)
     SELECT event_id, webhook_id, round, next_attempt, now() + delay_ms * interval '1 millisecond',
-        now() + expires_ms * interval '1 millisecond', reason
+        now() + expires_ms * interval '1 millisecond', reason, version, hash
     FROM later WHERE NOT existing AND NOT EXISTS (
         SELECT FROM delivery_attempts AS d WHERE d.event_id = later.event_id
             AND d.webhook_id = later.webhook_id AND d.round >= later.round AND d.status <> 'failed')
     ON CONFLICT (event_id, webhook_id) DO UPDATE
-        SET attempt = excluded.attempt, next_at = excluded.next_at, reason = excluded.reason
+        SET attempt = excluded.attempt, next_at = excluded.next_at, reason = excluded.reason,
+            transform_version = coalesce(old.transform_version, excluded.transform_version),
+            body_hash = coalesce(old.body_hash, excluded.body_hash)
         WHERE old.round = excluded.round AND old.attempt <= excluded.attempt
 ), moved AS (
     UPDATE scheduled AS s SET attempt = next_attempt, reason = l.reason,
+        transform_version = coalesce(s.transform_version, l.version), body_hash = coalesce(s.body_hash, l.hash),
         next_at = CASE WHEN l.reason IN ('breaker', 'backlog', 'paused')
             THEN least(s.expires_at, now() + delay_ms * interval '1 millisecond')
             ELSE now() + delay_ms * interval '1 millisecond' END,
@@ -123,7 +136,7 @@ attempts AS (
     SELECT * FROM unnest($23::bigint[], $24::bigint[], $25::bigint[], $26::smallint[], $27::smallint[],
         $28::text[], $29::text[]) AS d (account_id, event_id, webhook_id, round, attempts, reason, code)
     WHERE NOT EXISTS (SELECT FROM delivery_attempts AS a WHERE a.event_id = d.event_id
-        AND a.webhook_id = d.webhook_id AND a.round = d.round AND a.status = 'success')
+        AND a.webhook_id = d.webhook_id AND a.round = d.round AND a.status IN ('success', 'filtered'))
     ON CONFLICT (event_id, webhook_id, round) DO NOTHING
 )
 SELECT count(*) FILTER (WHERE fresh) FROM attempts";
@@ -149,6 +162,7 @@ struct Attempts {
     error: Vec<Option<String>>,
     reason: Vec<&'static str>,
     duration: Vec<i32>,
+    transform: Vec<Option<i32>>,
 }
 
 #[derive(Default)]
@@ -162,6 +176,8 @@ struct Laters {
     expires: Vec<i64>,
     reason: Vec<&'static str>,
     existing: Vec<bool>,
+    version: Vec<Option<i32>>,
+    hash: Vec<Option<i64>>,
 }
 
 #[derive(Default)]
@@ -190,6 +206,7 @@ impl Columns {
             a.error.push(attempt.error.clone());
             a.reason.push(attempt.reason_code);
             a.duration.push(attempt.duration_ms);
+            a.transform.push(attempt.transform);
         }
         if let Some(later) = &record.later {
             let l = &mut self.later;
@@ -202,6 +219,8 @@ impl Columns {
             l.expires.push(later.expires_ms);
             l.reason.push(later.reason);
             l.existing.push(later.existing);
+            l.version.push(later.pin.map(|pin| pin.version));
+            l.hash.push(later.pin.and_then(|pin| pin.hash));
         }
         if record.is_final() {
             self.finals.0.push(event);
@@ -268,6 +287,9 @@ impl Link {
                     &d.attempts,
                     &d.reason,
                     &d.code,
+                    &a.transform,
+                    &l.version,
+                    &l.hash,
                 ],
             )
             .await?;

@@ -3,12 +3,14 @@
 //! Every change raises the configuration version in its own transaction. The row lock on `engine_state`
 //! puts these transactions in order, so "version greater than mine" misses nothing.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio_postgres::{Row, types::ToSql};
 
 use super::{Error, Store, manage::Change};
-use crate::model::{AccountId, Own, State, Timestamp, Webhook, WebhookId};
+use crate::model::{
+    AccountId, OnError, Own, State, Timestamp, Transform, TransformState, Webhook, WebhookId,
+};
 
 type Column<'a> = &'a (dyn ToSql + Sync);
 
@@ -79,8 +81,12 @@ SELECT id, $1, $2, $3, $4, coalesce($5::text, 'active'), coalesce($6::text[], '{
     config_version
 FROM a RETURNING id, account_id, created_at";
 
-const COLUMNS: &str = "id, account_id, url, secret, event_types, state, since_version, until_version,
-    headers, rate_limit, retry_waits_ms, timeout_ms, in_flight_max";
+/// Of what [`webhook`] reads: a webhook and the version of its transform that is in force.
+const SELECT: &str = "
+SELECT w.id, w.account_id, w.url, w.secret, w.event_types, w.state, w.since_version, w.until_version,
+    w.headers, w.rate_limit, w.retry_waits_ms, w.timeout_ms, w.in_flight_max,
+    t.version, t.sha256, t.config, t.on_error, t.state
+FROM webhooks AS w LEFT JOIN transforms AS t ON t.webhook_id = w.id AND t.version = w.transform_version";
 
 fn made(row: &Row) -> Made {
     Made { id: row.get(0), account: row.get(1), created_at: row.get(2) }
@@ -103,6 +109,29 @@ fn webhook(row: &Row) -> Webhook {
         since: row.get(6),
         until: row.get(7),
         own: own(row),
+        transform: row.get::<_, Option<i32>>(13).is_some().then(|| transform(row, 13)),
+    }
+}
+
+/// A version of a transform in the columns from `at` on: version, hash, config, onError and state.
+pub(super) fn transform(row: &Row, at: usize) -> Transform {
+    let config: Vec<String> = row.get(at + 2);
+    Transform {
+        version: row.get(at),
+        // Postgres has hashes of 32 bytes only; any other would fit no module.
+        sha256: row.get::<_, &[u8]>(at + 1).try_into().unwrap_or_default(),
+        config: Arc::new(config.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect()),
+        on_error: match row.get(at + 3) {
+            "original" => OnError::Original,
+            "drop" => OnError::Drop,
+            _ => OnError::Retry,
+        },
+        state: match row.get(at + 4) {
+            "compiling" => TransformState::Compiling,
+            "ready" => TransformState::Ready,
+            "suspended" => TransformState::Suspended,
+            _ => TransformState::Rejected,
+        },
     }
 }
 
@@ -151,7 +180,7 @@ impl Store {
     /// Every webhook of these accounts, disabled ones too.
     pub async fn webhooks_of(&self, accounts: &[AccountId]) -> Result<Vec<Webhook>, Error> {
         let client = self.client().await?;
-        let sql = format!("SELECT {COLUMNS} FROM webhooks WHERE account_id = ANY ($1) ORDER BY id");
+        let sql = format!("{SELECT} WHERE w.account_id = ANY ($1) ORDER BY w.id");
         let statement = client.prepare_cached(&sql).await?;
         let rows = client.query(&statement, &[&accounts]).await?;
         Ok(rows.iter().map(webhook).collect())
@@ -160,9 +189,7 @@ impl Store {
     /// One webhook as dispatch needs it, if it is this account's; paused and disabled ones too.
     pub async fn webhook_to_call(&self, account: AccountId, id: WebhookId) -> Result<Option<Webhook>, Error> {
         let client = self.client().await?;
-        let sql = format!(
-            "SELECT {COLUMNS} FROM webhooks WHERE account_id = $1 AND id = $2 AND state <> 'deleted'"
-        );
+        let sql = format!("{SELECT} WHERE w.account_id = $1 AND w.id = $2 AND w.state <> 'deleted'");
         let row = client.query_opt(&client.prepare_cached(&sql).await?, &[&account, &id]).await?;
         Ok(row.as_ref().map(webhook))
     }

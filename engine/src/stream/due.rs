@@ -90,6 +90,11 @@ impl Due {
         Ok(())
     }
 
+    /// Whether so many members are as many as there may be.
+    pub fn is_full(&self, depth: u64) -> bool {
+        depth >= self.max as u64
+    }
+
     /// How many members there are.
     pub async fn depth(&mut self) -> Result<u64, Error> {
         Ok(redis::cmd("ZCARD").arg(&self.keys.due).query_async(&mut self.connection).await?)

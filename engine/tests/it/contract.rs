@@ -125,6 +125,7 @@ async fn an_event_is_accepted_listed_and_found() {
             "responseCode",
             "round",
             "status",
+            "transformVersion",
             "webhookId"
         ]
     );

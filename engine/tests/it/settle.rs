@@ -25,6 +25,7 @@ fn delivered(event: i64) -> Record {
             error: None,
             reason_code: "delivered",
             duration_ms: 3,
+            transform: None,
         }),
         later: None,
         dead: None,
@@ -82,4 +83,37 @@ async fn a_first_try_that_was_delivered_ends_what_is_scheduled_of_it_and_nothing
     let rows = db.query("SELECT event_id, webhook_id FROM scheduled ORDER BY 1, 2", &[]).await.expect("rows");
     let left: Vec<(i64, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     assert_eq!(left, [(10, 8), (11, 7), (12, 7)]);
+}
+
+/// What transforms say of first tries goes the short way too, and a repeat is found all the same.
+#[tokio::test]
+async fn what_transforms_made_or_dropped_is_recorded_as_such() {
+    let (mut link, db) = start("transformed").await;
+    let mut records = [delivered(1), delivered(2), delivered(3)];
+    schedule(&db, 2, 7, 1).await;
+    let attempts = records.iter_mut().filter_map(|record| record.attempt.as_mut());
+    for (attempt, version) in attempts.zip([None, Some(4), Some(4)]) {
+        attempt.transform = version;
+    }
+    let dropped = records[1].attempt.as_mut().expect("an attempt");
+    (dropped.status, dropped.code, dropped.body) = (Status::Filtered, None, None);
+    (dropped.error, dropped.reason_code) = (Some("too small".to_owned()), "filtered");
+    assert_eq!(link.settle(&records).await.expect("recorded"), 0);
+    let rows = db
+        .query(
+            "SELECT status, reason_code, error, transform_version, response_code FROM delivery_attempts ORDER BY event_id",
+            &[],
+        )
+        .await
+        .expect("rows");
+    let row = |n: usize| -> (String, String, Option<String>, Option<i32>, Option<i16>) {
+        let row = &rows[n];
+        (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4))
+    };
+    let (success, delivered) = ("success".to_owned(), "delivered".to_owned());
+    assert_eq!(row(0), (success.clone(), delivered.clone(), None, None, Some(204)));
+    assert_eq!(row(1), ("filtered".into(), "filtered".into(), Some("too small".into()), Some(4), None));
+    assert_eq!(row(2), (success, delivered, None, Some(4), Some(204)));
+    assert_eq!(count(&db, "SELECT count(*) FROM scheduled").await, 0, "a drop settles");
+    assert_eq!(link.settle(&records).await.expect("recorded"), 3, "repeats");
 }

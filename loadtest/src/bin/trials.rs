@@ -13,7 +13,7 @@ struct Options {
     /// The engine's program.
     #[arg(long)]
     engine: PathBuf,
-    /// Only these of: failing, recovery, fanout, minute, hung, registered, idle, peers, node.
+    /// Only these of: failing, recovery, fanout, minute, hung, registered, idle, peers, node, filter, neighbours.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Events (failing), webhooks (fanout, registered), rows (minute, hung) or connections (idle), in place of the real size.
@@ -22,6 +22,9 @@ struct Options {
     /// Seconds of the outage (recovery), or of the load (all others but failing and minute), in place of the usual.
     #[arg(long)]
     seconds: Option<u64>,
+    /// A module to run (filter), in place of the trial's own.
+    #[arg(long)]
+    module: Option<PathBuf>,
     /// A setting of the engine, as NAME=VALUE in its environment.
     #[arg(long = "set", value_parser = setting)]
     settings: Vec<(String, String)>,
@@ -29,12 +32,12 @@ struct Options {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let Options { engine, only, size, seconds, settings } = Options::parse();
+    let Options { engine, only, size, seconds, module, settings } = Options::parse();
     let unknown = only.iter().find(|name| !ALL.contains(&name.as_str()));
     if let Some(name) = unknown {
         return Err(format!("there is no trial {name}").into());
     }
-    let bench = Bench { engine, settings, servers: Servers::start()?, size, seconds };
+    let bench = Bench { engine, settings, servers: Servers::start()?, size, seconds, module };
     let mut failed = Vec::new();
     for name in ALL.iter().filter(|name| only.is_empty() || only.iter().any(|only| only == *name)) {
         // One that fails does not keep the others from being run.
