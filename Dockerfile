@@ -9,6 +9,8 @@ COPY migrations migrations
 COPY engine engine
 COPY benches benches
 COPY loadtest loadtest
+# The SDK of transforms is in the binary.
+COPY sdk-wasm sdk-wasm
 
 # The caches keep downloaded crates and compiled dependencies from one build to the next. The program is copied out,
 # because a cache is no part of the image.

@@ -69,7 +69,11 @@ choose_network() {
     # For this host only: what other systems need is never compiled here, so it need not be here either.
     if cargo fetch --quiet --locked --offline --target "$host" >/dev/null 2>&1 &&
         cargo fetch --quiet --locked --offline --target "$host" \
-            --manifest-path examples/receivers/rust/Cargo.toml >/dev/null 2>&1; then
+            --manifest-path examples/receivers/rust/Cargo.toml >/dev/null 2>&1 &&
+        cargo fetch --quiet --locked --offline --target "$host" \
+            --manifest-path sdk-wasm/Cargo.toml >/dev/null 2>&1 &&
+        cargo fetch --quiet --locked --offline --target "$host" \
+            --manifest-path sdk-wasm/bindings/Cargo.toml >/dev/null 2>&1; then
         cargo_network=--offline
     fi
 }
@@ -356,6 +360,15 @@ wasm_cargo() {
 find_npm() {
     node -e 'process.exit(Number(process.versions.node.split(".")[0]) >= 20 ? 0 : 1)' >/dev/null 2>&1 </dev/null &&
         npm --version >/dev/null 2>&1 </dev/null
+}
+
+# stage_js FOLDER: the example and its tools in a folder of their own, so that the source stays as it is in the repository.
+stage_js() {
+    mkdir -p "$1"
+    cp sdk-wasm/examples/js/*.* "$1/"
+    rm -rf "$1/wit"
+    cp -R sdk-wasm/wit "$1/wit"
+    install_js "$1"
 }
 
 # install_js FOLDER: what the example's lock file names, unless it is there already.

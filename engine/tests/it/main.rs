@@ -17,6 +17,7 @@ mod overload;
 mod process;
 mod replay;
 mod scheduled;
+mod sdk;
 mod settle;
 mod shared_work;
 mod sockets;
