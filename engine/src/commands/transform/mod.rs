@@ -112,8 +112,9 @@ struct Subject {
     #[arg(long, value_name = "FILE")]
     event: PathBuf,
     /// One of the webhook's settings.
-    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
-    config: Vec<(String, String)>,
+    // Not `--config`, which names a file everywhere.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
+    set: Vec<(String, String)>,
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {

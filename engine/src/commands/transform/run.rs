@@ -19,7 +19,7 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<(), Error>
     let subject = &options.subject;
     let event = event::of_file(&subject.event)?;
     let (host, module) = hosted(config, &subject.module).await?;
-    let input = Input { event, webhook: WebhookId(1), version: 1, config: Arc::new(subject.config.clone()) };
+    let input = Input { event, webhook: WebhookId(1), version: 1, config: Arc::new(subject.set.clone()) };
     let called = host.call(&module, input).await;
     print!("{}", report(&called));
     match called.result {
