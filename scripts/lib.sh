@@ -69,7 +69,11 @@ choose_network() {
     # For this host only: what other systems need is never compiled here, so it need not be here either.
     if cargo fetch --quiet --locked --offline --target "$host" >/dev/null 2>&1 &&
         cargo fetch --quiet --locked --offline --target "$host" \
-            --manifest-path examples/receivers/rust/Cargo.toml >/dev/null 2>&1; then
+            --manifest-path examples/receivers/rust/Cargo.toml >/dev/null 2>&1 &&
+        cargo fetch --quiet --locked --offline --target "$host" \
+            --manifest-path sdk-wasm/Cargo.toml >/dev/null 2>&1 &&
+        cargo fetch --quiet --locked --offline --target "$host" \
+            --manifest-path sdk-wasm/bindings/Cargo.toml >/dev/null 2>&1; then
         cargo_network=--offline
     fi
 }
@@ -246,6 +250,136 @@ find_go() {
         rm -rf "$cache/$name.zip" "$cache/unzipped"
     fi
     printf '%s\n' "$cache/$name/bin/go"
+}
+
+# --- WebAssembly ---------------------------------------------------------------------------------------------------
+
+wasm_target=wasm32-unknown-unknown
+wasm_missing="this Rust cannot build for $wasm_target: run 'rustup target add $wasm_target', or on Debian install rustc-web and rust-web-src"
+npm_missing='Node.js from 20 on and npm are needed for the JavaScript example, and are not here'
+
+# Empty where nothing may be installed.
+may_install=yes
+# What cargo has to be told to build for it, as NAME=VALUE.
+wasm_settings=()
+
+# Whether a compiler has the standard library for it.
+builds_wasm() {
+    local folder
+    folder=$("$1" --print target-libdir --target "$wasm_target" 2>/dev/null) || return 1
+    ls "$folder"/libstd-*.rlib >/dev/null 2>&1
+}
+
+# find_wasm_rust: finds a way to build for WebAssembly, or makes one: the toolchain's own target, the one that rustup
+# fetches, or Debian's compiler with a standard library that is built once into the user's cache.
+find_wasm_rust() {
+    if [ "${WASM_TOOLCHAIN:-}" != debian ]; then
+        builds_wasm rustc && return 0
+        if [ -n "$may_install" ] && have rustup; then
+            warn "installing Rust's target $wasm_target by rustup"
+            rustup target add "$wasm_target" >&2 </dev/null && builds_wasm rustc && return 0
+        fi
+    fi
+    find_debian_wasm
+}
+
+# Debian's packages hold a compiler and its library's source, complete with what that depends on, so nothing is fetched.
+find_debian_wasm() {
+    local compiler=/usr/bin/rustc source=/usr/lib/rustlib/src/rust/library/std linker sysroot
+    if [ ! -x "$compiler" ] || [ ! -d "$source" ]; then
+        [ -n "$may_install" ] && have apt-get || return 1
+        warn "installing Debian's Rust for WebAssembly (rustc-web, rust-web-src)"
+        install_by_apt ' rustc-web rust-web-src' >&2 || return 1
+        [ -x "$compiler" ] && [ -d "$source" ] || return 1
+    fi
+    linker=$(find_wasm_linker) || return 1
+    sysroot=${XDG_CACHE_HOME:-$HOME/.cache}/eventpulse/wasm-sysroot-$("$compiler" --version | cut -d ' ' -f 2)
+    [ -d "$sysroot" ] || build_wasm_std "$compiler" "$sysroot" || return 1
+    wasm_settings=(
+        "RUSTC=$compiler"
+        "CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER=$linker"
+        "CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS=--sysroot=$sysroot"
+    )
+}
+
+# The linker that comes with rustup's toolchain, or one of the system's.
+find_wasm_linker() {
+    local own name
+    own=$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')/bin/rust-lld
+    if [ -x "$own" ]; then
+        printf '%s\n' "$own"
+        return 0
+    fi
+    for name in rust-lld wasm-ld wasm-ld-19; do
+        command -v "$name" && return 0
+    done
+    [ -n "$may_install" ] && have apt-get || return 1
+    warn "installing a linker for WebAssembly (lld-19)"
+    install_by_apt ' lld-19' >&2 || return 1
+    command -v wasm-ld-19
+}
+
+# build_wasm_std COMPILER SYSROOT: the standard library, compiled by cargo as a part of an empty crate and moved to where a
+# compiler looks for it.
+build_wasm_std() {
+    local compiler=$1 sysroot=$2 work libraries status=0
+    work=$(mktemp -d "${TMPDIR:-/tmp}/wasm-std.XXXXXX")
+    libraries=$work/sysroot/lib/rustlib/$wasm_target/lib
+    mkdir -p "$work/src" "$libraries"
+    : >"$work/src/lib.rs"
+    printf '%s\n' '[package]' 'name = "nothing"' 'version = "0.0.0"' 'edition = "2021"' '[profile.release]' \
+        'panic = "abort"' '[workspace]' >"$work/Cargo.toml"
+    warn "building Rust's standard library for $wasm_target, once"
+    # Bootstrap, because building the library is not a stable feature of cargo. Bitcode, or modules could not be optimised
+    # together with it.
+    (cd "$work" && env -u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS RUSTC="$compiler" RUSTC_BOOTSTRAP=1 \
+        CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS=-Cembed-bitcode=yes CARGO_TARGET_DIR="$work/target" \
+        cargo build --quiet --release -Zbuild-std=std,panic_abort --target "$wasm_target" >&2 </dev/null) || status=1
+    if [ "$status" -eq 0 ]; then
+        find "$work/target/$wasm_target/release/deps" -name '*.rlib' ! -name 'libnothing-*' -exec cp {} "$libraries/" \;
+        mkdir -p "${sysroot%/*}"
+        # Into place in one step, so that an interrupted build leaves nothing half.
+        rm -rf "$sysroot.new"
+        cp -R "$work/sysroot" "$sysroot.new" && mv "$sysroot.new" "$sysroot" || status=1
+    fi
+    rm -rf "$work"
+    return "$status"
+}
+
+# wasm_cargo COMMAND ARGUMENTS...: cargo for WebAssembly, in the current folder. Without the network where it is not needed.
+wasm_cargo() {
+    local command=$1 network=''
+    shift
+    if cargo fetch --quiet --locked --offline --target "$wasm_target" >/dev/null 2>&1; then network=--offline; fi
+    # What the caller's own settings say of flags is meant for another target.
+    env -u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS -u CARGO_BUILD_TARGET ${wasm_settings[@]+"${wasm_settings[@]}"} \
+        cargo "$command" --locked ${network:+"$network"} --target "$wasm_target" "$@"
+}
+
+# Tried rather than looked up: a version manager's stub is not the language.
+find_npm() {
+    node -e 'process.exit(Number(process.versions.node.split(".")[0]) >= 20 ? 0 : 1)' >/dev/null 2>&1 </dev/null &&
+        npm --version >/dev/null 2>&1 </dev/null
+}
+
+# stage_js FOLDER: the example and its tools in a folder of their own, so that the source stays as it is in the repository.
+stage_js() {
+    mkdir -p "$1"
+    cp sdk-wasm/examples/js/*.* "$1/"
+    rm -rf "$1/wit"
+    cp -R sdk-wasm/wit "$1/wit"
+    install_js "$1"
+}
+
+# install_js FOLDER: what the example's lock file names, unless it is there already.
+install_js() {
+    local mark=$1/node_modules/.eventpulse-installed
+    cmp -s "$1/package-lock.json" "$mark" && return 0
+    (cd "$1" && npm ci --no-audit --no-fund >npm.log 2>&1 </dev/null) || {
+        tail -n 5 "$1/npm.log" >&2
+        return 1
+    }
+    cp "$1/package-lock.json" "$mark"
 }
 
 # --- Debian and Ubuntu ---------------------------------------------------------------------------------------------

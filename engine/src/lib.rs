@@ -5,6 +5,7 @@
 //! [`settle`] -> [`retry`] -> [`recover`] is reading the life of an event. ARCHITECTURE.md has the map and the
 //! invariants.
 
+pub mod commands;
 pub mod compile;
 pub mod config;
 pub mod deliver;

@@ -4,7 +4,7 @@ use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Duration}
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use eventpulse::{
-    chain,
+    chain, commands,
     config::{self, Config, Roles},
     dev,
     engine::Engine,
@@ -71,6 +71,9 @@ enum Command {
         #[arg(long)]
         role: Option<Role>,
     },
+    /// Write, check, try and upload a webhook's own module.
+    #[command(subcommand)]
+    Transform(commands::transform::Command),
     /// What a running process starts for each module that it compiles.
     #[command(hide = true)]
     CompileTransform,
@@ -143,13 +146,14 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     }
     raise_file_limit();
     match cli.command {
-        None => {
-            Err(Failure::Usage("say what to do: dev, serve, migrate or healthcheck (see --help)".to_owned()))
-        }
+        None => Err(Failure::Usage(
+            "say what to do: dev, serve, migrate, healthcheck or transform (see --help)".to_owned(),
+        )),
         Some(Command::Dev(options)) => Ok(dev::run(config, options, terminated()).await?),
         Some(Command::Serve { role, migrate }) => serve(config, roles(role), migrate).await,
         Some(Command::Migrate) => migrate_database(&config).await,
         Some(Command::Healthcheck { role }) => healthcheck(&config, roles(role)).await,
+        Some(Command::Transform(command)) => Ok(commands::transform::run(&config, command).await?),
         // Done in `main` already.
         Some(Command::CompileTransform) => Ok(()),
     }
@@ -175,9 +179,9 @@ fn configuration(cli: &Cli, dispatcher_only: bool) -> Result<Config, Failure> {
         flags.push(("http.dispatcher_port", port.to_string()));
     }
     let config = config::load(settings.config.as_deref(), &variables, &flags).map_err(usage)?;
-    // What `dev` has to say it prints itself.
-    let quiet =
-        matches!(cli.command, Some(Command::Dev(_))) && config.log.filter == Config::default().log.filter;
+    // What these have to say they print themselves.
+    let quiet = matches!(cli.command, Some(Command::Dev(_) | Command::Transform(_)))
+        && config.log.filter == Config::default().log.filter;
     let filter = if quiet { "warn" } else { &config.log.filter };
     let filter = tracing_subscriber::EnvFilter::try_new(filter)
         .map_err(|error| Failure::Usage(format!("log.filter: {error}")))?;

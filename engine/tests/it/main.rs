@@ -19,6 +19,7 @@ mod process;
 mod replay;
 mod retention;
 mod scheduled;
+mod sdk;
 mod settle;
 mod shared_work;
 mod sockets;
