@@ -108,6 +108,18 @@ struct Context {
     metrics: Arc<Metrics>,
 }
 
+/// What is there before the context that holds it.
+struct Made {
+    store: Store,
+    transforms: Arc<Host>,
+    breakers: Breakers,
+    recorder: settle::Handle<Permit>,
+    opened: Opened,
+    stream: stream::Handle,
+    instance: i64,
+    metrics: Arc<Metrics>,
+}
+
 /// Why a dispatcher did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -165,17 +177,17 @@ impl Dispatcher {
             metrics: metrics.clone(),
         });
         let breakers = Breakers::new(redis.commands()?, keys.clone());
-        let context = Context::new(
-            &config,
-            store.clone(),
+        let made = Made {
+            store: store.clone(),
             transforms,
             breakers,
             recorder,
             opened,
-            (stream, instance),
-            metrics.clone(),
-        )?;
-        let context = Arc::new(context);
+            stream,
+            instance,
+            metrics: metrics.clone(),
+        };
+        let context = Arc::new(Context::new(&config, made)?);
         let consumer = format!("dispatcher-{instance}-{worker}");
         let claims = Claims::new(redis.commands()?, keys.clone(), consumer.clone());
         let due = Due::new(redis.commands()?, keys.clone(), config.retry.due_max);
@@ -260,16 +272,8 @@ impl Dispatcher {
 }
 
 impl Context {
-    fn new(
-        config: &Arc<Config>,
-        store: Store,
-        transforms: Arc<Host>,
-        breakers: Breakers,
-        recorder: settle::Handle<Permit>,
-        opened: Opened,
-        (stream, instance): (stream::Handle, i64),
-        metrics: Arc<Metrics>,
-    ) -> Result<Context, config::Error> {
+    fn new(config: &Arc<Config>, made: Made) -> Result<Context, config::Error> {
+        let Made { store, transforms, breakers, recorder, opened, stream, instance, metrics } = made;
         let (dispatch, deliver) = (&config.dispatch, &config.deliver);
         Ok(Context {
             registry: Registry::new(store.clone()),
