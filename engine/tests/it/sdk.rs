@@ -10,7 +10,10 @@ use std::{
 use eventpulse_testkit::{Receiver, eventually};
 use serde_json::json;
 
-use crate::harness::{App, PATIENCE, process, swept_soon};
+use crate::{
+    harness::{App, PATIENCE, process, swept_soon},
+    transforms::{arrived, json_of, verify},
+};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -99,6 +102,49 @@ fn the_examples_do_what_they_say() {
         "outcome  body\ncontent-type: application/json\nx-event-id: 1024\n\n\
          {\"text\":\"*order.paid* order `A-7`, 9.50 USD\"}\n",
     );
+}
+
+/// Each on a webhook of its own, by way of the API, to an endpoint that verifies what it gets.
+#[tokio::test]
+async fn the_examples_change_real_deliveries() {
+    let app = App::with("examples", swept_soon).await;
+    let payload = json!({ "orderId": "A-7", "amount": 250.5, "customer": { "email": "a@b.cc" } });
+    for (name, settings, expected) in [
+        ("filter", json!({ "min": "100" }), Some(payload.clone())),
+        ("filter", json!({ "min": "1000" }), None),
+        (
+            "reshape",
+            json!({ "rename.customer": "buyer", "set.via": "shop" }),
+            Some(json!({ "orderId": "A-7", "amount": 250.5, "buyer": { "email": "a@b.cc" }, "via": "shop" })),
+        ),
+        (
+            "redact",
+            json!({}),
+            Some(json!({ "orderId": "A-7", "amount": 250.5, "customer": { "email": "***" } })),
+        ),
+        ("slack", json!({ "currency": "USD" }), Some(json!("*order.paid* order `A-7`, 250.50 USD"))),
+    ] {
+        let receiver = Receiver::start().await;
+        let account = app.register(&receiver.url("/")).await;
+        let wasm = std::fs::read(example(name)).expect("readable");
+        app.set_transform_of(&account, wasm, settings).await;
+        let event = app.send(&account.key, "order.paid", payload.clone()).await;
+        let Some(expected) = expected else {
+            app.settled().await;
+            assert_eq!(receiver.count(), 0, "{name}");
+            continue;
+        };
+        let request = arrived(&receiver, 1).await.remove(0);
+        verify(&account, &request);
+        let body = json_of(&request);
+        if name == "slack" {
+            assert_eq!(body["text"], expected);
+            assert_eq!(request.headers["x-event-id"], event.to_string().as_str());
+        } else {
+            assert_eq!(body["payload"], expected, "{name}");
+        }
+    }
+    app.stop().await;
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::harness::{Account, App, PATIENCE, config, count, database, postgres, 
 
 impl App {
     /// Uploads a module that must be taken; returns its version once it is ready.
-    async fn upload(&self, account: &Account, wasm: Vec<u8>) -> i64 {
+    pub(crate) async fn upload(&self, account: &Account, wasm: Vec<u8>) -> i64 {
         let path = format!("/webhooks/{}/transform", account.webhook);
         let request = self.client.put(self.url(&path)).header("x-api-key", &account.key);
         let response = request.header("content-type", "application/wasm").body(wasm).send().await;
@@ -33,7 +33,7 @@ impl App {
         version
     }
 
-    async fn set_transform(&self, account: &Account, change: Value) -> Value {
+    pub(crate) async fn set_transform(&self, account: &Account, change: Value) -> Value {
         let url = self.url(&format!("/webhooks/{}/transform", account.webhook));
         let request = self.client.patch(url).header("x-api-key", &account.key).json(&change);
         let response = request.send().await.expect("an answer");
@@ -57,7 +57,7 @@ impl App {
     }
 }
 
-async fn arrived(receiver: &Receiver, n: usize) -> Vec<Recorded> {
+pub(crate) async fn arrived(receiver: &Receiver, n: usize) -> Vec<Recorded> {
     eventually("the deliveries arrive", PATIENCE, async || {
         if receiver.count() >= n { Ok(()) } else { Err(format!("{} of {n}", receiver.count())) }
     })
@@ -65,12 +65,12 @@ async fn arrived(receiver: &Receiver, n: usize) -> Vec<Recorded> {
     receiver.requests()
 }
 
-fn verify(account: &Account, request: &Recorded) {
+pub(crate) fn verify(account: &Account, request: &Recorded) {
     let webhook = Webhook::new(&account.secret).expect("a secret");
     webhook.verify(&request.body, &request.headers).expect("the signature is of this body");
 }
 
-fn json_of(request: &Recorded) -> Value {
+pub(crate) fn json_of(request: &Recorded) -> Value {
     serde_json::from_slice(&request.body).expect("JSON")
 }
 
@@ -178,7 +178,7 @@ async fn a_body_that_was_sent_stays_the_same_at_every_attempt() {
 
 impl App {
     /// Uploads a module and gives it settings.
-    async fn set_transform_of(&self, account: &Account, wasm: Vec<u8>, settings: Value) {
+    pub(crate) async fn set_transform_of(&self, account: &Account, wasm: Vec<u8>, settings: Value) {
         self.upload(account, wasm).await;
         self.set_transform(account, json!({ "config": settings })).await;
     }
