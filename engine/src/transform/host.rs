@@ -173,7 +173,6 @@ impl Host {
         let metrics = &self.shared.metrics.transform;
         let waiting = Waiting::new(&metrics.waiting);
         let share = self.shares.of(input.webhook);
-        let turn = share.turns.clone().acquire_owned().await;
         let place = match threads.places.clone().try_acquire_owned() {
             Ok(place) => Ok(place),
             Err(_) => {
@@ -182,11 +181,13 @@ impl Host {
             }
         };
         let (reply, called) = oneshot::channel();
-        // Neither semaphore is ever closed.
-        let (Ok(turn), Ok(place)) = (turn, place) else {
-            return broken("the host is gone".to_owned());
-        };
-        threads.send(Job { module: module.clone(), input, share, reply, turn, place, waiting });
+        // The semaphore is never closed.
+        let Ok(place) = place else { return broken("the host is gone".to_owned()) };
+        let job =
+            Job { module: module.clone(), input, share: share.clone(), reply, place: Some(place), waiting };
+        if let Some(job) = share.begin(job) {
+            threads.send(job);
+        }
         called.await.unwrap_or_else(|_| broken("the host's threads are gone".to_owned()))
     }
 

@@ -1,13 +1,14 @@
 //! What one webhook may have of the threads: how many at once, and how much of their time.
 
 use std::{
+    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use lru::LruCache;
-use tokio::sync::Semaphore;
 
+use super::threads::Job;
 use crate::model::WebhookId;
 
 /// Webhooks that are remembered. Those with calls in hand are never forgotten, and these have a bound of their own.
@@ -30,9 +31,17 @@ pub(super) struct Shares {
 }
 
 pub(super) struct Share {
-    /// Taken before a call is queued, so that the threads' queue never holds more of one webhook than may run.
-    pub(super) turns: Arc<Semaphore>,
+    at_once: usize,
+    line: Mutex<Line>,
     cost: Mutex<Option<(f64, Instant)>>,
+}
+
+/// Calls of one webhook beyond those that may run wait here, so that the threads' queue never holds more of it. Who has run
+/// one takes the next from here: going by way of the caller would cost a busy dispatcher's whole round between two calls.
+#[derive(Default)]
+struct Line {
+    running: usize,
+    waiting: VecDeque<Job>,
 }
 
 impl Shares {
@@ -50,7 +59,7 @@ impl Shares {
         let at_once = self.at_once;
         let share = known
             .get_or_insert(webhook, || {
-                Arc::new(Share { turns: Arc::new(Semaphore::new(at_once)), cost: Mutex::new(None) })
+                Arc::new(Share { at_once, line: Mutex::default(), cost: Mutex::new(None) })
             })
             .clone();
         // The oldest with calls in hand is passed over once for each newcomer, so this ends.
@@ -76,6 +85,26 @@ impl Shares {
 }
 
 impl Share {
+    /// Gives a call back if it may run now. Otherwise it waits until one before it has ended.
+    pub(super) fn begin(&self, mut job: Job) -> Option<Job> {
+        let mut line = lock(&self.line);
+        if line.running < self.at_once {
+            line.running += 1;
+            return Some(job);
+        }
+        job.place = None;
+        line.waiting.push_back(job);
+        None
+    }
+
+    /// One that ran has ended: the next may.
+    pub(super) fn next(&self) -> Option<Job> {
+        let mut line = lock(&self.line);
+        let next = line.waiting.pop_front();
+        line.running -= usize::from(next.is_none());
+        next
+    }
+
     pub(super) fn took(&self, cpu: Duration) {
         let seconds = cpu.max(COST_MIN).as_secs_f64();
         let mut cost = lock(&self.cost);
@@ -126,7 +155,7 @@ mod tests {
     #[test]
     fn one_webhook_has_half_of_the_threads() {
         for (threads, at_once) in [(1, 1), (2, 1), (3, 1), (4, 2), (16, 8)] {
-            assert_eq!(Shares::new(threads).of(WebhookId(1)).turns.available_permits(), at_once);
+            assert_eq!(Shares::new(threads).of(WebhookId(1)).at_once, at_once);
         }
     }
 }

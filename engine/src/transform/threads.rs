@@ -3,12 +3,12 @@
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, Weak},
     thread,
     time::Duration,
 };
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 use metrics::Gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -28,10 +28,8 @@ pub(super) struct Job {
     pub(super) input: Input,
     pub(super) share: Arc<Share>,
     pub(super) reply: oneshot::Sender<Called>,
-    /// The webhook's turn, until the call has ended.
-    pub(super) turn: OwnedSemaphorePermit,
     /// A place in the queue, until a thread takes the job out of it.
-    pub(super) place: OwnedSemaphorePermit,
+    pub(super) place: Option<OwnedSemaphorePermit>,
     pub(super) waiting: Waiting,
 }
 
@@ -53,7 +51,7 @@ impl Drop for Waiting {
 
 /// Dropping it lets the threads end when the queue is empty.
 pub(super) struct Threads {
-    jobs: Sender<Job>,
+    jobs: Arc<Sender<Job>>,
     pub(super) places: Arc<Semaphore>,
     serving: Arc<Serving>,
 }
@@ -63,6 +61,20 @@ struct Serving {
     settings: config::Transform,
     metrics: Arc<Metrics>,
     ticker: Ticker,
+    /// Weak, or the threads would keep themselves.
+    jobs: Weak<Sender<Job>>,
+    places: Arc<Semaphore>,
+}
+
+impl Serving {
+    /// Puts a call behind those of others. Gives it back where there is no place: then it runs at once.
+    fn queue_behind(&self, mut job: Job) -> Option<Job> {
+        let (Some(jobs), Ok(place)) = (self.jobs.upgrade(), self.places.clone().try_acquire_owned()) else {
+            return Some(job);
+        };
+        job.place = Some(place);
+        jobs.try_send(job).err().map(TrySendError::into_inner)
+    }
 }
 
 /// One for every core by default; below two a single webhook could have all, above sixteen they only take each other's time.
@@ -83,8 +95,14 @@ impl Threads {
         engines: &Engines,
     ) -> io::Result<Threads> {
         let (jobs, queue) = bounded(settings.queue_max);
-        let ticker = Ticker::start(engines.all())?;
-        let serving = Arc::new(Serving { settings: settings.clone(), metrics, ticker });
+        let (jobs, places) = (Arc::new(jobs), Arc::new(Semaphore::new(settings.queue_max)));
+        let serving = Arc::new(Serving {
+            settings: settings.clone(),
+            metrics,
+            ticker: Ticker::start(engines.all())?,
+            jobs: Arc::downgrade(&jobs),
+            places: places.clone(),
+        });
         for number in 0..count(settings) {
             let thread = thread::Builder::new()
                 .name(format!("transform-{number}"))
@@ -103,7 +121,7 @@ impl Threads {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Threads { jobs, places: Arc::new(Semaphore::new(settings.queue_max)), serving })
+        Ok(Threads { jobs, places, serving })
     }
 
     /// On the thread that asks, with an instance of its own whatever the module's class.
@@ -127,7 +145,7 @@ fn serve(serving: &Serving, queue: &Receiver<Job>) {
             queue.recv_timeout(IDLE)
         };
         match job {
-            Ok(job) => run(serving, &mut instances, job),
+            Ok(job) => run(serving, queue, &mut instances, job),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
@@ -135,18 +153,23 @@ fn serve(serving: &Serving, queue: &Receiver<Job>) {
     }
 }
 
-fn run(serving: &Serving, instances: &mut Instances<Instance>, job: Job) {
-    let Job { module, input, share, reply, turn, place, waiting } = job;
-    drop((place, waiting));
-    // Nobody waits for it any more.
-    if reply.is_closed() {
-        return;
+/// Runs a call, and then those of its webhook that waited for it to end, as long as nobody else's wait.
+fn run(serving: &Serving, queue: &Receiver<Job>, instances: &mut Instances<Instance>, first: Job) {
+    let mut job = Some(first);
+    while let Some(Job { module, input, share, reply, place, waiting }) = job {
+        drop((place, waiting));
+        // Unless nobody waits for it any more.
+        if !reply.is_closed() {
+            let called = timed(serving, instances, &module, &input);
+            share.took(called.cpu);
+            // It may have been dropped meanwhile.
+            let _ = reply.send(called);
+        }
+        job = share.next();
+        if !queue.is_empty() {
+            job = job.and_then(|next| serving.queue_behind(next));
+        }
     }
-    let called = timed(serving, instances, &module, &input);
-    share.took(called.cpu);
-    drop(turn);
-    // It may have been dropped meanwhile.
-    let _ = reply.send(called);
 }
 
 fn timed(serving: &Serving, instances: &mut Instances<Instance>, module: &Module, input: &Input) -> Called {
