@@ -32,6 +32,8 @@ use crate::{config, metrics::Metrics, model::WebhookId};
 pub struct Host {
     shared: Arc<Shared>,
     shares: Shares,
+    /// CPU seconds a second that one webhook may have. Kept, because counting the cores reads files.
+    share: f64,
     threads: OnceLock<Threads>,
     starting: Mutex<()>,
     /// The program that compiles: this one.
@@ -71,6 +73,7 @@ impl Host {
         Ok(Host {
             shared: Arc::new(shared),
             shares: Shares::new(threads),
+            share: f64::from(settings.cpu_share_percent) / 100.0 * threads as f64,
             threads: OnceLock::new(),
             starting: Mutex::new(()),
             compiler: settings.compiler.clone().unwrap_or_else(own_program),
@@ -202,10 +205,7 @@ impl Host {
 
     /// Calls a second that a webhook's CPU share is enough for, by what its calls took of late. None when it has made none.
     pub fn rate(&self, webhook: WebhookId) -> Option<f64> {
-        let settings = &self.shared.settings;
-        let threads = u32::try_from(threads::count(settings)).unwrap_or(u32::MAX);
-        let seconds = f64::from(settings.cpu_share_percent) / 100.0 * f64::from(threads);
-        self.shares.cost(webhook).map(|cost| seconds / cost)
+        self.shares.cost(webhook).map(|cost| self.share / cost)
     }
 
     fn threads(&self) -> std::io::Result<&Threads> {
