@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn an_event_has_its_size() {
-        for size in [80, 300, 4096] {
+        for size in [96, 300, 4096] {
             assert_eq!(event(size).len(), size);
         }
         assert!(event(300).contains(&payload(300)));
