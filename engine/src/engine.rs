@@ -159,6 +159,7 @@ struct Common {
     instance: i64,
     redis: Redis,
     keys: stream::Keys,
+    gate: stream::Gate,
     ring: Option<Arc<Ring>>,
     transforms: Arc<Host>,
     metrics: Arc<Metrics>,
@@ -193,6 +194,7 @@ async fn run(
         ring: (roles == Roles::Both)
             .then(|| Arc::new(Ring::new(config.ingest.ring_events_max, config.ingest.ring_bytes_max))),
         keys: stream::Keys::new(&identity.engine, 0),
+        gate: stream::Gate::default(),
         transforms: Arc::new(Host::new(&config.transform, metrics.clone())?),
         config: config.clone(),
         identity,

@@ -195,6 +195,10 @@ catalogue! {
         beats_missed: Counter "eventpulse_recover_beats_missed_total" "Beats that Postgres did not take.";
         taken_over: Counter "eventpulse_recover_taken_over_total" "Batches taken over from dead instances.";
         leftovers: Counter "eventpulse_recover_leftovers_total" "Own batches found unsent in Postgres.";
+        in_order: Gauge "eventpulse_recover_redis_in_order" "1 while Redis's index is known to be as it was left; at 0 nothing is taken from it.";
+        rebuilds: Counter "eventpulse_recover_rebuilds_total" "Times that Redis's index was lost and made again.";
+        restreamed: Counter "eventpulse_recover_restreamed_total" "Batches streamed again after Redis had lost them.";
+        rebuild_seconds: Histogram "eventpulse_recover_rebuild_seconds" "Time from noticing a loss until the index was in order again.";
         old_keys: Counter "eventpulse_recover_idempotency_keys_removed_total" "Idempotency keys removed because they are older than 24 hours.";
         partitions_dropped: Counter "eventpulse_retention_partitions_dropped_total" "Partitions dropped because all events in them are older than retention.events.";
         swept: Counter "eventpulse_sweep_batches_total" "Batches found accounted for and removed.";

@@ -156,8 +156,10 @@ impl Context {
             size: u32::try_from(event.payload.len()).unwrap_or(u32::MAX),
             entry: entry.clone(),
         };
-        let taken =
-            target.webhook.state == State::Active && self.deferred.push(target.webhook.id, load, waiting);
+        // Not while Redis is not as it was left: who makes its index again has to find in Postgres what is in hand.
+        let taken = target.webhook.state == State::Active
+            && self.gate.epoch().is_some()
+            && self.deferred.push(target.webhook.id, load, waiting);
         if taken {
             self.metrics.lane.deferred.increment(1);
         }
@@ -295,7 +297,7 @@ async fn resume(
         tried: Try::FIRST,
         pin: None,
         was_scheduled: false,
-        leased_until: None,
+        lease: None,
         term: entry.term,
         entry: Some(entry),
         permit: Some(permit),
@@ -303,7 +305,8 @@ async fn resume(
     work::admit(context, delivery).await;
 }
 
-/// Gives to the schedule what is here for too long, and all of lanes that turned out to be slow or have opened their breaker.
+/// Gives to the schedule what is here for too long, and all of lanes that turned out to be slow or have opened their breaker. Everything,
+/// when Redis is not as it was left.
 pub(super) async fn turn_out(context: &Arc<Context>) {
     for (webhook, out) in overdue(context) {
         let lane = context.lanes.of(webhook);
@@ -322,7 +325,7 @@ fn overdue(context: &Context) -> Vec<(WebhookId, Vec<Waiting>)> {
     let mut out = Vec::new();
     for webhook in webhooks {
         let load = context.lanes.of(webhook).load();
-        let all = load.slow || load.open;
+        let all = load.slow || load.open || context.gate.epoch().is_none();
         let taken = inner.take(webhook, OUT_MAX, |waiting| all || now - waiting.entry.since > WAIT_MAX);
         if !taken.is_empty() {
             out.push((webhook, taken));

@@ -51,6 +51,7 @@ impl Intake {
         loop {
             let term = self.context.fence.term();
             let read = async {
+                self.context.gate.open().await;
                 if self.context.first_budget.is_full() {
                     self.context.metrics.dispatch.held_full.increment(1);
                 }
@@ -212,7 +213,7 @@ impl Intake {
                     pin: None,
                     was_scheduled: false,
                     entry: Some(open.clone()),
-                    leased_until: None,
+                    lease: None,
                     term,
                     permit,
                 };

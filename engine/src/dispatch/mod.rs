@@ -9,6 +9,7 @@ mod deferred;
 mod fence;
 mod health;
 mod intake;
+mod leases;
 mod opened;
 mod parking;
 mod registry;
@@ -28,7 +29,6 @@ use std::{
 use tokio::{
     sync::watch as signal,
     task::{JoinHandle, JoinSet},
-    time::Instant,
 };
 
 pub use self::registry::Registry;
@@ -37,6 +37,7 @@ use self::{
     deferred::Deferred,
     fence::Fence,
     intake::Intake,
+    leases::{Lease, Leases},
     opened::Opened,
     transforms::Transforms,
 };
@@ -47,11 +48,11 @@ use crate::{
     lane::{self, Allowed, Lanes},
     metrics::Metrics,
     model::{Event, Key, Pin, Try, Webhook},
-    retry::schedule::Policy,
+    retry::{feeder::Feeder, schedule::Policy},
     settle::{self, Open, Recorder},
     store::{Link, Store},
     stream::{
-        self, Keys, Redis,
+        self, Gate, Keys, Redis,
         breaker::Breakers,
         consumer::{Claims, Reader},
         due::Due,
@@ -74,7 +75,7 @@ struct Delivery {
     /// The stream entry it keeps open; none for deliveries from the schedule.
     entry: Option<Arc<Open>>,
     /// A lease of `due` ends then, and with it the right to send.
-    leased_until: Option<Instant>,
+    lease: Option<Lease>,
     /// The fence's term when it was taken in hand.
     term: u64,
     /// None for one that is to be parked at once.
@@ -97,6 +98,9 @@ struct Context {
     fence: Fence,
     opened: Opened,
     deferred: Deferred,
+    leases: Leases,
+    /// Closed while Redis is not as it was left: nothing is taken from it.
+    gate: Gate,
     /// Where events go that this dispatcher makes itself, and who owns them.
     stream: stream::Handle,
     instance: i64,
@@ -115,6 +119,7 @@ struct Made {
     breakers: Breakers,
     recorder: settle::Handle<Permit>,
     opened: Opened,
+    gate: Gate,
     stream: stream::Handle,
     instance: i64,
     metrics: Arc<Metrics>,
@@ -135,6 +140,7 @@ pub struct Parts {
     pub store: Store,
     pub redis: Redis,
     pub keys: Keys,
+    pub gate: Gate,
     pub stream: stream::Handle,
     /// This process's instance id, which names the consumer together with the worker's number.
     pub instance: i64,
@@ -163,7 +169,8 @@ impl Dispatcher {
     /// # Errors
     /// When the Redis URL or a setting of the client cannot be used. An absent Redis is waited for.
     pub fn start(parts: Parts, stop: signal::Receiver<bool>) -> Result<Dispatcher, Error> {
-        let Parts { config, store, redis, keys, stream, instance, worker, ring, transforms, metrics } = parts;
+        let Parts { config, store, redis, keys, gate, stream, instance, worker, ring, transforms, metrics } =
+            parts;
         let opened = Opened::default();
         let closing = opened.clone();
         let (recorder, recorder_loop) = Recorder::new(settle::Parts {
@@ -183,6 +190,7 @@ impl Dispatcher {
             breakers,
             recorder,
             opened,
+            gate: gate.clone(),
             stream,
             instance,
             metrics: metrics.clone(),
@@ -192,9 +200,15 @@ impl Dispatcher {
         let claims = Claims::new(redis.commands()?, keys.clone(), consumer.clone());
         let due = Due::new(redis.commands()?, keys.clone(), config.retry.due_max);
         let intake = Intake::new(context.clone(), ring);
-        let reader = Reader::new(redis.clone(), keys, consumer);
-        let (horizon, spare_ms) = (config.retry.horizon, context.spare_ms());
-        let feeder = crate::retry::feeder::run(store, due.clone(), horizon, spare_ms, metrics, stop.clone());
+        let reader = Reader::new(redis.clone(), keys, consumer, gate.clone());
+        let feeder = Feeder {
+            store,
+            due: due.clone(),
+            gate,
+            horizon: config.retry.horizon,
+            spare_ms: context.spare_ms(),
+            metrics,
+        };
         let mut loops = vec![
             tokio::spawn(intake.clone().run(reader, claims.clone(), stop.clone())),
             tokio::spawn(watch::claims(intake, claims.clone(), stop.clone())),
@@ -205,10 +219,11 @@ impl Dispatcher {
             tokio::spawn(tally::run(context.clone(), stop.clone())),
             tokio::spawn(shelf::run(context.clone(), due.clone(), stop.clone())),
             tokio::spawn(retries::run(context.clone(), due.clone(), stop.clone())),
+            tokio::spawn(leases::run(context.clone(), due.clone(), stop.clone())),
         ];
         // One for the process; more would ask Postgres for the same.
         if worker == 0 {
-            loops.push(tokio::spawn(feeder));
+            loops.push(tokio::spawn(feeder.run(stop)));
         }
         // Beats go on through the drain: what is in flight is still in hand.
         let beats_stop = signal::Sender::new(false);
@@ -273,7 +288,7 @@ impl Dispatcher {
 
 impl Context {
     fn new(config: &Arc<Config>, made: Made) -> Result<Context, config::Error> {
-        let Made { store, transforms, breakers, recorder, opened, stream, instance, metrics } = made;
+        let Made { store, transforms, breakers, recorder, opened, gate, stream, instance, metrics } = made;
         let (dispatch, deliver) = (&config.dispatch, &config.deliver);
         Ok(Context {
             registry: Registry::new(store.clone()),
@@ -304,6 +319,8 @@ impl Context {
             fence: Fence::new(dispatch.dead_after),
             opened,
             deferred: Deferred::new(config.lane.deferred_max),
+            leases: Leases::default(),
+            gate,
             stream,
             instance,
             workers: Mutex::new(JoinSet::new()),

@@ -47,6 +47,9 @@ pub(super) async fn run(context: Arc<Context>, mut due: Due, mut stop: watch::Re
 
 /// Leases once. Returns how many members came.
 async fn round(context: &Arc<Context>, due: &mut Due) -> Result<usize, Failure> {
+    if context.gate.epoch().is_none() {
+        return Ok(0);
+    }
     let term = context.fence.term();
     let room = context.retry_budget.free().min(LEASE_MAX);
     if room == 0 || context.retry_budget.is_full() || !context.fence.holds(term) {
@@ -55,7 +58,7 @@ async fn round(context: &Arc<Context>, due: &mut Due) -> Result<usize, Failure> 
     // From queue to reply, and time to record it: a lease that ends earlier sends twice.
     let lease = context.config.dispatch.hold + context.config.deliver.timeout + work::MARGIN;
     let until = Instant::now() + lease;
-    let keys = due.lease(room, i64::try_from(lease.as_millis())?).await?;
+    let keys = due.lease(room, i64::try_from(lease.as_millis())?, &context.gate).await?;
     if keys.is_empty() {
         return Ok(0);
     }
@@ -171,7 +174,7 @@ impl Context {
             pin: row.pin,
             was_scheduled: true,
             entry: None,
-            leased_until: Some(until),
+            lease: Some(self.leases.note(row.key, until)),
             term,
             permit: None,
         };

@@ -56,14 +56,18 @@ pub(super) async fn claims(intake: Intake, mut claims: Claims, mut stop: watch::
     let mut turn = 0u32;
     while pause(every, &mut stop).await {
         turn = turn.wrapping_add(1);
+        if intake.context.gate.epoch().is_none() {
+            continue;
+        }
         // As long as there is a full load to claim, more may wait behind it.
         let mut full = true;
         while full && !*stop.borrow() {
             let term = intake.context.fence.term();
-            let entries = claims.claim(dead_after, CLAIM_MAX).await.unwrap_or_else(|error| {
-                tracing::debug!(error = crate::chain(&error), "nothing claimed");
-                Vec::new()
-            });
+            let entries =
+                claims.claim(dead_after, CLAIM_MAX, &intake.context.gate).await.unwrap_or_else(|error| {
+                    tracing::debug!(error = crate::chain(&error), "nothing claimed");
+                    Vec::new()
+                });
             full = entries.len() == CLAIM_MAX;
             metrics.dispatch.claimed.increment(entries.len() as u64);
             intake.take(entries, term, true, &mut stop).await;

@@ -104,7 +104,7 @@ async fn worker(context: Arc<Context>, lane: Arc<Lane<Delivery>>, first: Deliver
 
 /// Whether nobody else can be sending it by now.
 fn may_send(context: &Context, delivery: &Delivery, timeout: Duration) -> bool {
-    let lease_over = delivery.leased_until.is_some_and(|until| Instant::now() + timeout >= until);
+    let lease_over = delivery.lease.as_ref().is_some_and(|lease| Instant::now() + timeout >= lease.until());
     !lease_over && context.fence.holds(delivery.term)
 }
 
@@ -270,7 +270,8 @@ async fn release_entry(context: &Context, delivery: &mut Delivery, sent: Option<
     context.recorder.settle(Item { record: Some(record), entry: delivery.entry.take(), permit: None }).await;
     delivery.was_scheduled = true;
     // Whoever takes up the row does so then.
-    delivery.leased_until = Some(Instant::now() + wait);
+    let key = (delivery.event.id, delivery.target.webhook.id);
+    delivery.lease = Some(context.leases.note(key, Instant::now() + wait));
     delivery.permit = delivery.permit.take().map(|permit| context.first_budget.slow_down(permit));
 }
 

@@ -11,6 +11,7 @@ use crate::{
     ingest::marks,
     recover::{
         backlog::Cap,
+        rebuild::Rebuild,
         retention::Retention,
         sweep::Sweep,
         takeover::Keeper,
@@ -18,7 +19,7 @@ use crate::{
     },
     retry::schedule::Policy,
     store::{Link, Store},
-    stream::{self, consumer::Claims, due::Due},
+    stream::{self, consumer::Claims, due::Due, epoch::Epochs},
 };
 
 /// Starts all of it in the current runtime.
@@ -44,11 +45,27 @@ pub(super) fn start(
     };
     let patience = Duration::from_secs(30);
     let link = || Link::new(store.address().clone(), patience);
+    let epochs = Epochs::new(common.redis.commands()?, common.keys.clone());
+    let rebuild = Rebuild {
+        store: store.clone(),
+        lock: link(),
+        epochs: epochs.clone(),
+        claims: Claims::new(common.redis.commands()?, common.keys.clone(), "rebuild".to_owned()),
+        stream: stream.clone(),
+        gate: common.gate.clone(),
+        me: common.instance,
+        hold: config.dispatch.hold,
+        opened: false,
+        rebuilds: 0,
+        metrics: metrics.clone(),
+    };
     let sweep = Sweep {
         store: store.clone(),
         lock: link(),
         claims: Claims::new(common.redis.commands()?, common.keys.clone(), "sweep".to_owned()),
+        epochs,
         due: Due::new(common.redis.commands()?, common.keys.clone(), config.retry.due_max),
+        gate: common.gate.clone(),
         after: config.recover.sweep_after,
         every: config.recover.sweep_every,
         expiry: Policy::new(&config.retry, config.deliver.timeout).expiry(),
@@ -72,6 +89,7 @@ pub(super) fn start(
     let every = config.ingest.mark_flush;
     Ok(vec![
         tokio::spawn(keeper.run(stop.subscribe())),
+        tokio::spawn(rebuild.run(stop.subscribe())),
         tokio::spawn(sweep.run(stop.subscribe())),
         tokio::spawn(upkeep.run(stop.subscribe())),
         tokio::spawn(takeover.run(stop.subscribe())),

@@ -73,6 +73,7 @@ fn parts(
         store: common.store()?,
         redis: common.redis.clone(),
         keys: common.keys.clone(),
+        gate: common.gate.clone(),
         stream: stream.clone(),
         instance: common.instance,
         worker,

@@ -3,19 +3,16 @@
 //! In a run without faults it never finds anything missing; its counter is the canary. One process sweeps
 //! at a time. Batches whose entry is still in the stream are left alone: their work is in hand.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
+use super::account::{self, Counted};
 use crate::{
     metrics::Metrics,
-    model::{AccountId, EventId, Key, Span, Webhook},
+    model::{EventId, Key, Span},
     store::{self, Link, Store},
-    stream::{self, consumer::Claims, due::Due},
+    stream::{self, Gate, consumer::Claims, due::Due, epoch::Epochs},
 };
 
 /// Batches looked at with one pair of queries.
@@ -39,7 +36,9 @@ pub struct Sweep {
     /// Holds the advisory lock that makes one process the sweeper.
     pub lock: Link,
     pub claims: Claims,
+    pub epochs: Epochs,
     pub due: Due,
+    pub gate: Gate,
     pub after: Duration,
     pub every: Duration,
     pub expiry: Duration,
@@ -64,6 +63,8 @@ impl Sweep {
         if !self.lock.try_sweep_lock().await? {
             return Ok(());
         }
+        // Without the index nothing follows from what is not in it.
+        let Some(epoch) = self.gate.epoch() else { return Ok(()) };
         let (mut cursor, mut missing) = (EventId(0), 0);
         while self.claims.stream_length().await? <= STREAM_MAX {
             let mut spans = self.old_batches(&mut cursor).await?;
@@ -73,6 +74,10 @@ impl Sweep {
             // In this order: what is marked was in the stream before we look there, and an entry leaves it only
             // after its outcomes are committed, so what is not in it now is in Postgres by the time we ask.
             let Some(in_stream) = self.claims.batches_in_stream(STREAM_MAX).await? else { break };
+            if !self.epochs.holds(&epoch).await? {
+                self.gate.doubt();
+                break;
+            }
             spans.retain(|span| !in_stream.contains(&span.first.0));
             for page in spans.chunks(PAGE) {
                 missing += self.account_for(page).await?;
@@ -101,33 +106,10 @@ impl Sweep {
 
     /// Returns how many deliveries were missing.
     async fn account_for(&mut self, spans: &[Span]) -> Result<u64, Error> {
+        let counted = account::count(&self.store, spans).await?;
         let mut missing = 0;
-        if spans.is_empty() {
-            return Ok(missing);
-        }
-        let kinds = self.store.kinds_of(spans).await?;
-        let finals = self.store.count_final(spans).await?;
-        let accounts: Vec<AccountId> =
-            kinds.iter().map(|k| k.account).collect::<HashSet<_>>().into_iter().collect();
-        let mut webhooks: HashMap<AccountId, Vec<Webhook>> = HashMap::new();
-        for webhook in self.store.webhooks_of(&accounts).await? {
-            webhooks.entry(webhook.account).or_default().push(webhook);
-        }
-        // After the webhooks, so that none is newer than its account's version.
-        let versions = self.store.versions_of(&accounts).await?;
-        for span in spans {
-            let (mut expected, mut changed) = (0, false);
-            for group in kinds.iter().filter(|k| k.first == span.first) {
-                changed |= versions.get(&group.account).is_some_and(|version| *version > span.version);
-                let theirs = webhooks.get(&group.account).map_or(&[][..], Vec::as_slice);
-                let owed = theirs.iter().filter(|w| w.eligible(&group.kind, span.version)).count();
-                expected += group.events * i64::try_from(owed).unwrap_or(i64::MAX);
-            }
-            // Counting is a tenth of the cost of comparing, and nearly always enough. Not where webhooks changed since:
-            // an outcome that is not expected any more would stand for one that is missing.
-            if changed || finals.get(&span.first).copied().unwrap_or(0) != expected {
-                missing += self.compare(*span, &webhooks).await?;
-            }
+        for span in &counted.open {
+            missing += self.compare(*span, &counted).await?;
         }
         self.store.remove_batches(spans).await?;
         self.metrics.recover.swept.increment(spans.len() as u64);
@@ -135,16 +117,11 @@ impl Sweep {
     }
 
     /// Schedules the deliveries of a batch that are neither final nor scheduled.
-    async fn compare(
-        &mut self,
-        span: Span,
-        webhooks: &HashMap<AccountId, Vec<Webhook>>,
-    ) -> Result<u64, Error> {
+    async fn compare(&mut self, span: Span, counted: &Counted) -> Result<u64, Error> {
         let settled: HashSet<Key> = self.store.settled(span).await?.into_iter().collect();
         let mut missing: Vec<Key> = Vec::new();
         for (event, account, kind) in self.store.outline(span).await? {
-            let theirs = webhooks.get(&account).map_or(&[][..], Vec::as_slice);
-            let owed = theirs.iter().filter(|w| w.eligible(&kind, span.version)).map(|w| (event, w.id));
+            let owed = counted.owed(account, &kind, span.version).map(|webhook| (event, webhook.id));
             missing.extend(owed.filter(|key| !settled.contains(key)));
         }
         if missing.is_empty() {
@@ -154,7 +131,7 @@ impl Sweep {
         let scheduled = self.store.schedule_missing(&missing, expires).await?;
         self.metrics.recover.missing.increment(scheduled);
         let now: Vec<(Key, i64)> = missing.into_iter().map(|key| (key, 0)).collect();
-        self.due.feed(&now).await?;
+        self.due.refill(&now, &self.gate).await?;
         Ok(scheduled)
     }
 }

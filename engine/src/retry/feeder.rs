@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use crate::{
     metrics::Metrics,
     store::{Store, scheduled::Place},
-    stream::due::Due,
+    stream::{Gate, due::Due},
 };
 
 /// Pause between passes. It bounds how late a retry comes whose place in Redis was lost.
@@ -23,59 +23,63 @@ const PAGES: usize = 4;
 const EXPIRE_MAX: u64 = 1000;
 const EXPIRE_STEPS: usize = 20;
 
-/// Feeds `due` until stopped. `spare_ms` is what is left after a pause to what waited in it.
-pub async fn run(
-    store: Store,
-    mut due: Due,
-    horizon: Duration,
-    spare_ms: i64,
-    metrics: Arc<Metrics>,
-    mut stop: watch::Receiver<bool>,
-) {
-    let horizon_ms = i64::try_from(horizon.as_millis()).unwrap_or(i64::MAX);
-    let mut place = None;
-    loop {
-        if let Err(error) = pass(&store, &mut due, (horizon_ms, spare_ms), &mut place, &metrics).await {
-            tracing::debug!(error = crate::chain(&*error), "nothing fed into due");
-        }
-        tokio::select! {
-            () = tokio::time::sleep(PASS) => {}
-            () = crate::stopped(&mut stop) => return,
-        }
-    }
+/// What the feeder needs.
+pub struct Feeder {
+    pub store: Store,
+    pub due: Due,
+    pub gate: Gate,
+    pub horizon: Duration,
+    /// What is left after a pause to what waited in it, in milliseconds.
+    pub spare_ms: i64,
+    pub metrics: Arc<Metrics>,
 }
 
-async fn pass(
-    store: &Store,
-    due: &mut Due,
-    (horizon_ms, spare_ms): (i64, i64),
-    place: &mut Option<Place>,
-    metrics: &Metrics,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let depth = due.depth().await?;
-    metrics.retry.due.set(depth as f64);
-    if due.is_full(depth) {
-        // What comes soonest has the next room.
-        *place = None;
-    }
-    // What nobody pulled in time ends here, without a call.
-    for _ in 0..EXPIRE_STEPS {
-        let expired = store.expire_shelved(EXPIRE_MAX as i64, spare_ms).await?;
-        metrics.retry.expired.increment(expired.gone);
-        metrics.dlq.added.increment(expired.gone);
-        if expired.looked < EXPIRE_MAX {
-            break;
+impl Feeder {
+    /// Feeds `due` until stopped.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut place = None;
+        loop {
+            if let Err(error) = self.pass(&mut place).await {
+                tracing::debug!(error = crate::chain(&*error), "nothing fed into due");
+            }
+            tokio::select! {
+                () = tokio::time::sleep(PASS) => {}
+                () = crate::stopped(&mut stop) => return,
+            }
         }
     }
-    for _ in 0..PAGES {
-        let upcoming = store.upcoming(horizon_ms, *place, PAGE as i64).await?;
-        if !upcoming.deliveries.is_empty() {
-            metrics.retry.fed.increment(due.feed(&upcoming.deliveries).await?);
+
+    async fn pass(
+        &mut self,
+        place: &mut Option<Place>,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let (store, metrics) = (&self.store, &self.metrics);
+        let horizon_ms = i64::try_from(self.horizon.as_millis()).unwrap_or(i64::MAX);
+        let depth = self.due.depth().await?;
+        metrics.retry.due.set(depth as f64);
+        if self.due.is_full(depth) {
+            // What comes soonest has the next room.
+            *place = None;
         }
-        *place = upcoming.last.filter(|_| upcoming.deliveries.len() == PAGE);
-        if place.is_none() {
-            break;
+        // What nobody pulled in time ends here, without a call.
+        for _ in 0..EXPIRE_STEPS {
+            let expired = store.expire_shelved(EXPIRE_MAX as i64, self.spare_ms).await?;
+            metrics.retry.expired.increment(expired.gone);
+            metrics.dlq.added.increment(expired.gone);
+            if expired.looked < EXPIRE_MAX {
+                break;
+            }
         }
+        for _ in 0..PAGES {
+            let upcoming = store.upcoming(horizon_ms, *place, PAGE as i64).await?;
+            if !upcoming.deliveries.is_empty() {
+                metrics.retry.fed.increment(self.due.refill(&upcoming.deliveries, &self.gate).await?);
+            }
+            *place = upcoming.last.filter(|_| upcoming.deliveries.len() == PAGE);
+            if place.is_none() {
+                break;
+            }
+        }
+        Ok(())
     }
-    Ok(())
 }

@@ -24,8 +24,9 @@ fn ranges(spans: &[Span]) -> (Vec<i64>, Vec<i64>) {
     spans.iter().map(|s| (s.first.0, s.last().0)).unzip()
 }
 
-/// Any numbers will do that no other lock of ours uses; these read "EvSw" and "EvUp" in ASCII.
+/// Any numbers will do that no other lock of ours uses; these read "EvSw", "EvRb" and "EvUp" in ASCII.
 const SWEEP_LOCK: i32 = 0x4576_5377;
+const REBUILD_LOCK: i32 = 0x4576_5262;
 const UPKEEP_LOCK: i32 = 0x4576_5570;
 
 impl Link {
@@ -38,6 +39,17 @@ impl Link {
     /// The same for the upkeep.
     pub async fn try_upkeep_lock(&mut self) -> Result<bool, Error> {
         self.try_lock(UPKEEP_LOCK).await
+    }
+
+    /// The same for making Redis's index again. It is given back when that is done.
+    pub async fn try_rebuild_lock(&mut self) -> Result<bool, Error> {
+        self.try_lock(REBUILD_LOCK).await
+    }
+
+    pub async fn release_rebuild_lock(&mut self) -> Result<(), Error> {
+        let sql = "SELECT pg_advisory_unlock($1::int, hashtext(current_schema()))";
+        self.query(sql, &[&REBUILD_LOCK]).await?;
+        Ok(())
     }
 
     async fn try_lock(&mut self, lock: i32) -> Result<bool, Error> {

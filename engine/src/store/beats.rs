@@ -22,6 +22,13 @@ impl Store {
         Ok(client.query_one(sql, &[&roles]).await?.get(0))
     }
 
+    /// How many instances there are beside this one that dispatch, dead ones that nobody has removed yet among them.
+    pub async fn other_instances(&self, me: i64) -> Result<i64, Error> {
+        let client = self.client().await?;
+        let sql = "SELECT count(*) FROM instances WHERE id <> $1 AND roles <> 'api'";
+        Ok(client.query_one(sql, &[&me]).await?.get(0))
+    }
+
     /// Removes an instance that leaves or has been found dead, if it owns no unsent batch any more.
     pub async fn leave(&self, instance: i64) -> Result<(), Error> {
         let client = self.client().await?;

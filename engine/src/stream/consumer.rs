@@ -8,7 +8,10 @@ use redis::{
     aio::{ConnectionManager, MultiplexedConnection},
 };
 
-use super::{Entry, Error, GROUP, Keys, Redis, entry};
+use super::{
+    Entry, Error, GROUP, Gate, Keys, Redis, entry,
+    epoch::{EntryId, Epoch, Guarded, run_id},
+};
 
 /// How long one read blocks in Redis, and how long the reader waits for the answer before it takes the
 /// connection for dead.
@@ -26,12 +29,13 @@ pub struct Reader {
     redis: Redis,
     keys: Keys,
     consumer: String,
+    gate: Gate,
     connection: Option<MultiplexedConnection>,
 }
 
 impl Reader {
-    pub fn new(redis: Redis, keys: Keys, consumer: String) -> Reader {
-        Reader { redis, keys, consumer, connection: None }
+    pub fn new(redis: Redis, keys: Keys, consumer: String, gate: Gate) -> Reader {
+        Reader { redis, keys, consumer, gate, connection: None }
     }
 
     /// New entries, at most `max`; none when there were none for two seconds.
@@ -43,9 +47,13 @@ impl Reader {
     /// # Cancel safety
     /// Entries of a dropped call are pending for us and not held; they come back the same way.
     pub async fn read(&mut self, max: usize) -> Result<Vec<Entry>, Error> {
+        let epoch = self.gate.epoch().ok_or(Error::Epoch)?;
         let connection = match &mut self.connection {
             Some(connection) => connection,
-            slot => slot.insert(self.redis.blocking().await?),
+            slot => {
+                let fresh = self.redis.blocking().await?;
+                slot.insert(looked_over(fresh, &epoch, &self.gate).await?)
+            }
         };
         let mut command = redis::cmd("XREADGROUP");
         command.arg("GROUP").arg(GROUP).arg(&self.consumer).arg("COUNT").arg(max);
@@ -60,7 +68,13 @@ impl Reader {
             Err(_) => self.connection = None,
             Ok(_) => {}
         }
-        outcome
+        // What was read before a restart that Redis forgot comes as new, and is not.
+        outcome.map(|mut entries| {
+            for entry in &mut entries {
+                entry.check |= EntryId::parse(&entry.id).is_none_or(|id| id <= epoch.check_upto);
+            }
+            entries
+        })
     }
 
     /// Makes the group at 0, not at `$`: entries added before it must not be skipped.
@@ -79,6 +93,22 @@ impl Reader {
             _ => Ok(()),
         }
     }
+}
+
+/// A connection to the server that the epoch is about. Another one may have what was settled and forgotten.
+async fn looked_over(
+    mut fresh: MultiplexedConnection,
+    epoch: &Epoch,
+    gate: &Gate,
+) -> Result<MultiplexedConnection, Error> {
+    let mut info = redis::cmd("INFO");
+    info.arg("server");
+    let answer = tokio::time::timeout(WATCHDOG, info.query_async::<String>(&mut fresh)).await;
+    if run_id(&answer.map_err(|_| Error::Silent)??)? == epoch.run_id {
+        return Ok(fresh);
+    }
+    gate.doubt();
+    Err(Error::Epoch)
 }
 
 /// `[[stream, [entry, ...]]]`, or nil when the block ran out.
@@ -155,17 +185,17 @@ impl Claims {
     }
 
     /// Claims up to `limit` entries from consumers without a beat for `dead_after`.
-    pub async fn claim(&mut self, dead_after: Duration, limit: usize) -> Result<Vec<Entry>, Error> {
-        let reply: Value = Script::new(include_str!("scripts/claim.lua"))
-            .key(&self.keys.events)
-            .key(&self.keys.alive)
-            .arg(GROUP)
-            .arg(&self.consumer)
-            .arg(dead_after.as_millis() as u64)
-            .arg(limit)
-            .invoke_async(&mut self.connection)
-            .await?;
-        entries_of(&reply)
+    pub async fn claim(
+        &mut self,
+        dead_after: Duration,
+        limit: usize,
+        gate: &Gate,
+    ) -> Result<Vec<Entry>, Error> {
+        let epoch = gate.epoch().ok_or(Error::Epoch)?;
+        let keys = [&*self.keys.events, &*self.keys.alive, &*self.keys.epoch];
+        let mut command = Guarded::new(include_str!("scripts/claim.lua")).command(&keys, &epoch);
+        command.arg(GROUP).arg(&self.consumer).arg(dead_after.as_millis() as u64).arg(limit);
+        entries_of(&gate.judge(command.query_async::<Value>(&mut self.connection).await)?)
     }
 
     /// Entries that are pending for us although we do not hold them: replies that were lost on the way.

@@ -2,7 +2,7 @@
 
 use redis::{Pipeline, Script, aio::ConnectionManager};
 
-use super::{Error, Keys};
+use super::{Error, Gate, Keys, epoch::Guarded};
 use crate::{
     model::Key,
     model::{EventId, WebhookId},
@@ -10,6 +10,7 @@ use crate::{
 
 const SCHEDULE: &str = include_str!("scripts/schedule.lua");
 const LEASE: &str = include_str!("scripts/lease.lua");
+const FEED: &str = include_str!("scripts/feed.lua");
 
 /// Members one script call takes: 128 block Redis for about 0.3 ms, thousands for tens of ms.
 pub const LEASE_MAX: usize = 128;
@@ -56,14 +57,34 @@ impl Due {
         Ok(added)
     }
 
+    /// As [`feed`](Due::feed), for what the schedule says is owed, some of which may be in somebody's hands: nothing is added
+    /// to a `due` that was lost and not made again.
+    pub async fn refill(&mut self, members: &[(Key, i64)], gate: &Gate) -> Result<u64, Error> {
+        let epoch = gate.epoch().ok_or(Error::Epoch)?;
+        let feed = Guarded::new(FEED);
+        let mut added = 0;
+        for chunk in members.chunks(ADD_MAX) {
+            let mut command = feed.command(&[&self.keys.due, &self.keys.epoch], &epoch);
+            command.arg(self.max);
+            for (key, delay_ms) in chunk {
+                command.arg(member(*key)).arg(*delay_ms);
+            }
+            added += gate.judge(command.query_async::<u64>(&mut self.connection).await)?;
+        }
+        Ok(added)
+    }
+
+    /// Says again what is leased, with the time that each lease has left, to a `due` that forgot it.
+    pub async fn keep(&mut self, leased: &[(Key, i64)]) -> Result<(), Error> {
+        self.postpone(leased).await
+    }
+
     /// Takes up to `limit` members whose time has come, for `lease_ms`.
-    pub async fn lease(&mut self, limit: usize, lease_ms: i64) -> Result<Vec<Key>, Error> {
-        let members: Vec<String> = Script::new(LEASE)
-            .key(&self.keys.due)
-            .arg(limit.min(LEASE_MAX))
-            .arg(lease_ms)
-            .invoke_async(&mut self.connection)
-            .await?;
+    pub async fn lease(&mut self, limit: usize, lease_ms: i64, gate: &Gate) -> Result<Vec<Key>, Error> {
+        let epoch = gate.epoch().ok_or(Error::Epoch)?;
+        let mut command = Guarded::new(LEASE).command(&[&self.keys.due, &self.keys.epoch], &epoch);
+        command.arg(limit.min(LEASE_MAX)).arg(lease_ms);
+        let members = gate.judge(command.query_async::<Vec<String>>(&mut self.connection).await)?;
         Ok(members.iter().filter_map(|m| parse(m)).collect())
     }
 

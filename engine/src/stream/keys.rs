@@ -11,13 +11,21 @@ pub struct Keys {
     pub due: String,
     /// Consumers by the time of their last beat.
     pub alive: String,
+    /// Whether all of these are in order.
+    pub epoch: String,
     lanes: String,
 }
 
 impl Keys {
     pub fn new(engine: &str, shard: u32) -> Keys {
         let key = |what| format!("eventpulse:{engine}:{{{shard}}}:{what}");
-        Keys { events: key("events"), due: key("due"), alive: key("alive"), lanes: key("lane") }
+        Keys {
+            events: key("events"),
+            due: key("due"),
+            alive: key("alive"),
+            epoch: key("epoch"),
+            lanes: key("lane"),
+        }
     }
 
     /// There while a webhook's circuit breaker is open.

@@ -7,6 +7,7 @@ pub mod breaker;
 pub mod consumer;
 pub mod due;
 pub mod entry;
+pub mod epoch;
 pub mod keys;
 pub mod producer;
 
@@ -20,6 +21,7 @@ use redis::{
 
 pub use self::{
     entry::Entry,
+    epoch::{Epoch, Gate},
     keys::Keys,
     producer::{Handle, Producer},
 };
@@ -37,6 +39,10 @@ pub enum Error {
     Silent,
     #[error("a stream entry cannot be read")]
     Entry,
+    #[error("Redis is not as it was left: its index is being made again")]
+    Epoch,
+    #[error("Redis does not tell its run id")]
+    NoRunId,
 }
 
 impl Error {

@@ -16,6 +16,7 @@ mod life;
 mod outage;
 mod overload;
 mod process;
+mod redis_lost;
 mod replay;
 mod retention;
 mod scheduled;
