@@ -5,6 +5,7 @@
 
 mod background;
 mod dispatchers;
+mod safety;
 
 use std::{
     future::Future,
@@ -25,12 +26,13 @@ use crate::{
         keys::{Form, Keys},
     },
     metrics::Metrics,
+    recover::rebuild,
     retry::schedule::Policy,
     store::{
-        self, Store,
+        self, Address, Store, history,
         migrate::{self, Identity},
     },
-    stream::{self, Producer, Redis, breaker::Breakers, consumer::Claims, due::Due},
+    stream::{self, Producer, Redis, breaker::Breakers, consumer::Claims, due::Due, epoch::Epochs},
     transform::{self, Host},
 };
 
@@ -68,6 +70,8 @@ pub enum Error {
     Dispatch(#[from] dispatch::Error),
     #[error(transparent)]
     Transform(#[from] transform::Error),
+    #[error("{}; recover.allow_unsafe=true starts all the same", .0.join("; "))]
+    Unsafe(Vec<String>),
     #[error("the {0} ended unexpectedly")]
     Ended(&'static str),
 }
@@ -85,6 +89,13 @@ pub struct Engine {
 
 /// Where the roles listen.
 type Addresses = (Option<SocketAddr>, Option<SocketAddr>);
+
+impl Error {
+    /// Whether Postgres went back in time. All that this process has in memory is of another history: it has to be started again.
+    pub fn is_rewound(&self) -> bool {
+        matches!(self, Error::Store(store::Error::Rewound))
+    }
+}
 
 impl Engine {
     /// Starts `roles` and returns once they serve.
@@ -154,6 +165,8 @@ where
 /// What the parts share.
 #[derive(Clone)]
 struct Common {
+    /// With the history that all connections of this process share.
+    address: Address,
     config: Arc<Config>,
     identity: Identity,
     instance: i64,
@@ -166,8 +179,8 @@ struct Common {
 }
 
 impl Common {
-    fn store(&self) -> Result<Store, Error> {
-        Ok(Store::new(self.config.database_url.reveal(), POOL)?)
+    fn store(&self) -> Store {
+        Store::at(self.address.clone(), POOL)
     }
 }
 
@@ -183,19 +196,35 @@ async fn run(
     let redis = Redis::new(config.redis_url.reveal(), config.stream.reply_timeout)?;
     migrate::wait_for(&store, POSTGRES_PATIENCE).await?;
     let identity = store.identity().await?;
+    let keys = stream::Keys::new(&identity.engine, 0);
     if let Err(error) = redis.wait_for(REDIS_PATIENCE).await {
         tracing::warn!(
             error = crate::chain(&error),
             "started without Redis: events are accepted and wait for it"
         );
     }
+    let objections = safety::objections(&store, &redis).await?;
+    if !objections.is_empty() {
+        if !config.recover.allow_unsafe {
+            return Err(Error::Unsafe(objections));
+        }
+        tracing::warn!("started all the same: {}", objections.join("; "));
+    }
+    let mut epochs = Epochs::new(redis.commands()?, keys.clone(), identity.history);
+    if let Err(rebuild::Error::Store(error @ store::Error::Rewound)) =
+        rebuild::look_back(&store, &mut epochs).await
+    {
+        begin_anew(store.address()).await;
+        return Err(error.into());
+    }
     let instance = store.join(roles.name()).await?;
     let common = Common {
         ring: (roles == Roles::Both)
             .then(|| Arc::new(Ring::new(config.ingest.ring_events_max, config.ingest.ring_bytes_max))),
-        keys: stream::Keys::new(&identity.engine, 0),
+        keys,
         gate: stream::Gate::default(),
         transforms: Arc::new(Host::new(&config.transform, metrics.clone())?),
+        address: store.address().clone(),
         config: config.clone(),
         identity,
         instance,
@@ -234,6 +263,11 @@ async fn run(
     let (mut api, mut dispatcher) = (api, dispatcher);
     let mut fault = tokio::select! {
         () = crate::stopped(&mut stopped) => None,
+        () = store.address().history().gone() => {
+            begin_anew(store.address()).await;
+            // Nothing is drained: what is in hand speaks of another history.
+            return Err(store::Error::Rewound.into());
+        }
         error = ended(&mut api) => Some(error),
         error = ended(&mut dispatcher) => Some(error),
     };
@@ -255,6 +289,19 @@ async fn run(
     }
     tracing::info!(seconds = start.elapsed().as_secs_f32(), "stopped");
     fault.map_or(Ok(()), Err)
+}
+
+/// Postgres went back in time: numbers go on after all that may have been handed out, whoever is first.
+async fn begin_anew(address: &Address) {
+    let highest = address.history().highest();
+    loop {
+        match history::begin_anew(address, highest).await {
+            Ok(true) => return tracing::error!("Postgres went back in time: ids and versions jump ahead"),
+            Ok(false) => return,
+            Err(error) => tracing::debug!(error = crate::chain(&error), "ids do not jump yet"),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 /// A role that serves.
@@ -314,11 +361,11 @@ impl Api {
         let (config, metrics) = (&common.config, &common.metrics);
         let port = config.http.port;
         let server = bind(config, port, metrics.http.connections.clone()).await?;
-        let store = common.store()?;
+        let store = common.store();
         // The first request should not pay for the first connection.
         store.ping().await?;
         // Connections of their own: slow lists of one tenant must not turn others' keys into refusals.
-        let lookups = Store::new(config.database_url.reveal(), 2)?;
+        let lookups = Store::at(common.address.clone(), 2);
         lookups.ping().await?;
         let form = Form::new(&common.identity.key_secret);
         let (keys, lookup) = Keys::new(form, lookups, config.ingest.keys_max, metrics.clone());

@@ -66,6 +66,8 @@ enum Command {
     },
     /// Bring the database to this version's schema.
     Migrate,
+    /// Have Redis's index made again from Postgres, and say what is owed.
+    Reconcile(commands::reconcile::Options),
     /// Ask a running process whether it is well; exit 0 if so.
     Healthcheck {
         #[arg(long)]
@@ -147,10 +149,12 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     raise_file_limit();
     match cli.command {
         None => Err(Failure::Usage(
-            "say what to do: dev, serve, migrate, healthcheck or transform (see --help)".to_owned(),
+            "say what to do: dev, serve, migrate, reconcile, healthcheck or transform (see --help)"
+                .to_owned(),
         )),
         Some(Command::Dev(options)) => Ok(dev::run(config, options, terminated()).await?),
         Some(Command::Serve { role, migrate }) => serve(config, roles(role), migrate).await,
+        Some(Command::Reconcile(options)) => Ok(commands::reconcile::run(&config, options).await?),
         Some(Command::Migrate) => migrate_database(&config).await,
         Some(Command::Healthcheck { role }) => healthcheck(&config, roles(role)).await,
         Some(Command::Transform(command)) => Ok(commands::transform::run(&config, command).await?),
@@ -210,7 +214,7 @@ async fn serve(config: Config, roles: Roles, migrate: bool) -> Result<(), Failur
         if migrate {
             migrate_database(&config).await?;
         }
-        Ok::<_, Failure>(Engine::start(config.clone(), roles).await?)
+        Engine::start(config.clone(), roles).await.map_err(stopped_by)
     };
     let mut engine = tokio::select! {
         // Nothing has been accepted yet, so there is nothing to finish.
@@ -227,8 +231,24 @@ async fn serve(config: Config, roles: Roles, migrate: bool) -> Result<(), Failur
     );
     tokio::select! {
         () = &mut term => shutdown(engine).await,
-        error = engine.ended() => Err(error.into()),
+        error = engine.ended() => Err(stopped_by(error)),
     }
+}
+
+/// What a fault comes to. A process whose memory is of another history than Postgres begins anew, in its place: nothing it knows can
+/// be trusted, and everything it has accepted that still exists stands in Postgres.
+fn stopped_by(error: eventpulse::engine::Error) -> Failure {
+    if !error.is_rewound() {
+        return error.into();
+    }
+    tracing::error!(error = chain(&error), "beginning anew");
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_default();
+    let program = std::env::current_exe().unwrap_or_else(|_| name.into());
+    // Returns only if it could not be done.
+    let failed =
+        std::os::unix::process::CommandExt::exec(std::process::Command::new(program).args(arguments));
+    Failure::Other(format!("{}; and it cannot be started again: {failed}", chain(&error)))
 }
 
 /// Drains, and ends all the same when Postgres or Redis hang: what was accepted is committed, and what is in hand is

@@ -88,6 +88,7 @@ catalogue! {
         from_postgres: Counter "eventpulse_dispatch_batches_total" ["from" = "postgres"] "Batches by where their events were read.";
         unmatched: Counter "eventpulse_dispatch_unmatched_total" "Events that no webhook was owed.";
         orphans: Counter "eventpulse_dispatch_orphans_total" "References to events that do not exist.";
+        poisoned: Counter "eventpulse_dispatch_poisoned_total" "Deliveries ended as dead letters because processes died with their event in hand.";
         checked: Counter "eventpulse_dispatch_checked_total" "Entries whose deliveries were compared with Postgres first.";
         claimed: Counter "eventpulse_dispatch_claimed_total" "Entries claimed from dead consumers.";
         resumed: Counter "eventpulse_dispatch_resumed_total" "Own entries that were pending but not held.";

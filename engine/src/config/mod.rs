@@ -361,7 +361,7 @@ section!(
 );
 
 section!(
-    /// Takeover and sweep.
+    /// Takeover, sweep and safety.
     Recover {
         /// Streamed batches are checked for what is missing after it. Longer than any healthy backlog.
         #[serde(with = "span")]
@@ -371,6 +371,8 @@ section!(
         sweep_every: Duration = Duration::from_secs(5),
         /// Beats of ours that must pass without one of another instance's before its batches are taken over.
         dead_after_beats: u32 = 10,
+        /// Whether to start under settings of Postgres and Redis with which promises are not kept.
+        allow_unsafe: bool = false,
     }
 );
 

@@ -291,17 +291,7 @@ async fn resume(
     let Some(target) = target else {
         return work::webhook_gone(context, account, (id, webhook), Try::FIRST, Some(entry)).await;
     };
-    let delivery = Delivery {
-        event: event.clone(),
-        target: target.clone(),
-        tried: Try::FIRST,
-        pin: None,
-        was_scheduled: false,
-        lease: None,
-        term: entry.term,
-        entry: Some(entry),
-        permit: Some(permit),
-    };
+    let delivery = Delivery::first(event.clone(), target.clone(), entry, Some(permit));
     work::admit(context, delivery).await;
 }
 

@@ -16,8 +16,9 @@ use super::{
     work,
 };
 use crate::{
+    deliver::Target,
     ingest::Ring,
-    model::{AccountId, Batch, Event, Key, Span, Try},
+    model::{AccountId, Batch, Event, Key, Span},
     settle::{Item, Open},
     store,
     stream::{
@@ -136,7 +137,7 @@ impl Intake {
     }
 
     /// The events of each entry and, where something may be settled, what is.
-    async fn load(&self, entries: &[Entry], check: bool) -> Result<Vec<Loaded>, store::Error> {
+    pub(super) async fn load(&self, entries: &[Entry], check: bool) -> Result<Vec<Loaded>, store::Error> {
         let context = &self.context;
         if let Some(version) = entries.iter().map(|e| e.span.version).max() {
             context.registry.catch_up(version).await?;
@@ -184,50 +185,52 @@ impl Intake {
     ) -> bool {
         let context = &self.context;
         let open = Arc::new(Open::new(entry.id.clone(), entry.span.first.0, term));
-        let Owed { batch, accounts } = owed;
-        let missing = usize::try_from(entry.span.n).unwrap_or(0).saturating_sub(batch.events.len());
+        let missing = usize::try_from(entry.span.n).unwrap_or(0).saturating_sub(owed.batch.events.len());
         context.metrics.dispatch.orphans.increment(missing as u64);
         let mut unmatched = 0;
-        for event in batch.events {
-            let (mut matched, mut bytes) = (false, Bytes::default());
-            let webhooks = accounts.get(&event.account).map_or(&[][..], |w| w.as_slice());
-            for target in webhooks.iter().filter(|t| t.webhook.eligible(&event.kind, entry.span.version)) {
-                matched = true;
-                if settled.contains(&(event.id, target.webhook.id)) {
-                    continue;
-                }
-                let load = context.lanes.of(target.webhook.id).load();
-                open.add();
-                if context.deferred.waits_for(target.webhook.id) && context.defer(target, load, &event, &open)
-                {
-                    continue;
-                }
-                let ask = Ask { account: event.account, busy: load.busy, slow: load.slow };
-                let Some(permit) = self.permit(&event, ask, &mut bytes, stop).await else {
-                    return false;
-                };
-                let delivery = Delivery {
-                    event: event.clone(),
-                    target: target.clone(),
-                    tried: Try::FIRST,
-                    pin: None,
-                    was_scheduled: false,
-                    entry: Some(open.clone()),
-                    lease: None,
-                    term,
-                    permit,
-                };
-                if delivery.permit.is_some() {
-                    work::admit(context, delivery).await;
-                } else {
-                    parking::turn_away(context, delivery).await;
-                }
+        for event in &owed.batch.events {
+            match self.hand_over(entry, event, owed.webhooks(event), settled, &open, stop).await {
+                Some(matched) => unmatched += u64::from(!matched),
+                None => return false,
             }
-            unmatched += u64::from(!matched);
         }
         context.metrics.dispatch.unmatched.increment(unmatched);
         context.recorder.settle(Item { record: None, entry: Some(open), permit: None }).await;
         true
+    }
+
+    /// Hands one event's deliveries to their lanes, and says whether it matched any webhook. None when it was stopped midway.
+    pub(super) async fn hand_over(
+        &self,
+        entry: &Entry,
+        event: &Arc<Event>,
+        webhooks: &[Arc<Target>],
+        settled: &HashSet<Key>,
+        open: &Arc<Open>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Option<bool> {
+        let context = &self.context;
+        let (mut matched, mut bytes) = (false, Bytes::default());
+        for target in webhooks.iter().filter(|t| t.webhook.eligible(&event.kind, entry.span.version)) {
+            matched = true;
+            if settled.contains(&(event.id, target.webhook.id)) {
+                continue;
+            }
+            let load = context.lanes.of(target.webhook.id).load();
+            open.add();
+            if context.deferred.waits_for(target.webhook.id) && context.defer(target, load, event, open) {
+                continue;
+            }
+            let ask = Ask { account: event.account, busy: load.busy, slow: load.slow };
+            let permit = self.permit(event, ask, &mut bytes, stop).await?;
+            let delivery = Delivery::first(event.clone(), target.clone(), open.clone(), permit);
+            if delivery.permit.is_some() {
+                work::admit(context, delivery).await;
+            } else {
+                parking::turn_away(context, delivery).await;
+            }
+        }
+        Some(matched)
     }
 
     /// A permit, and none for whom there is no room while others may come. An idle lane waits; the outer none says that
@@ -255,9 +258,16 @@ impl Intake {
 }
 
 /// A batch and the webhooks of its accounts.
-struct Owed {
-    batch: Batch,
+pub(super) struct Owed {
+    pub(super) batch: Batch,
     accounts: HashMap<AccountId, Webhooks>,
 }
 
-type Loaded = (Entry, Owed, HashSet<Key>);
+impl Owed {
+    /// Of the event's account, whether they want it or not.
+    pub(super) fn webhooks(&self, event: &Event) -> &[Arc<Target>] {
+        self.accounts.get(&event.account).map_or(&[][..], |webhooks| webhooks.as_slice())
+    }
+}
+
+pub(super) type Loaded = (Entry, Owed, HashSet<Key>);

@@ -12,6 +12,7 @@ mod intake;
 mod leases;
 mod opened;
 mod parking;
+mod poison;
 mod registry;
 mod retries;
 mod shelf;
@@ -80,6 +81,23 @@ struct Delivery {
     term: u64,
     /// None for one that is to be parked at once.
     permit: Option<Permit>,
+}
+
+impl Delivery {
+    /// The first try of a delivery that keeps its entry open.
+    fn first(event: Arc<Event>, target: Arc<Target>, entry: Arc<Open>, permit: Option<Permit>) -> Delivery {
+        Delivery {
+            event,
+            target,
+            tried: Try::FIRST,
+            pin: None,
+            was_scheduled: false,
+            lease: None,
+            term: entry.term,
+            entry: Some(entry),
+            permit,
+        }
+    }
 }
 
 /// What all tasks of a dispatcher share.

@@ -8,10 +8,10 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{Context, deferred, intake::Intake, parking};
+use super::{Context, deferred, intake::Intake, parking, poison};
 use crate::{
     metrics::{Metrics, Part},
-    stream::consumer::Claims,
+    stream::consumer::{Claimed, Claims},
 };
 
 /// Between looks at the lanes' queues: a quarter second late is late enough for a hold of seconds.
@@ -63,13 +63,18 @@ pub(super) async fn claims(intake: Intake, mut claims: Claims, mut stop: watch::
         let mut full = true;
         while full && !*stop.borrow() {
             let term = intake.context.fence.term();
-            let entries =
-                claims.claim(dead_after, CLAIM_MAX, &intake.context.gate).await.unwrap_or_else(|error| {
-                    tracing::debug!(error = crate::chain(&error), "nothing claimed");
-                    Vec::new()
-                });
-            full = entries.len() == CLAIM_MAX;
-            metrics.dispatch.claimed.increment(entries.len() as u64);
+            let claimed = claims.claim(dead_after, CLAIM_MAX, &intake.context.gate).await;
+            let Claimed { entries, suspects } = claimed.unwrap_or_else(|error| {
+                tracing::debug!(error = crate::chain(&error), "nothing claimed");
+                Claimed::default()
+            });
+            let n = entries.len() + suspects.len();
+            full = n == CLAIM_MAX;
+            metrics.dispatch.claimed.increment(n as u64);
+            if !suspects.is_empty() {
+                let (intake, claims) = (intake.clone(), claims.clone());
+                tokio::spawn(poison::take_carefully(intake, claims, suspects, term, stop.clone()));
+            }
             intake.take(entries, term, true, &mut stop).await;
         }
         full = turn.is_multiple_of(5);

@@ -45,7 +45,7 @@ pub(super) fn start(
     };
     let patience = Duration::from_secs(30);
     let link = || Link::new(store.address().clone(), patience);
-    let epochs = Epochs::new(common.redis.commands()?, common.keys.clone());
+    let epochs = Epochs::new(common.redis.commands()?, common.keys.clone(), common.identity.history);
     let rebuild = Rebuild {
         store: store.clone(),
         lock: link(),
@@ -55,6 +55,7 @@ pub(super) fn start(
         gate: common.gate.clone(),
         me: common.instance,
         hold: config.dispatch.hold,
+        told: 0,
         opened: false,
         rebuilds: 0,
         metrics: metrics.clone(),

@@ -70,7 +70,7 @@ fn parts(
 ) -> Result<dispatch::Parts, Error> {
     Ok(dispatch::Parts {
         config: config.clone(),
-        store: common.store()?,
+        store: common.store(),
         redis: common.redis.clone(),
         keys: common.keys.clone(),
         gate: common.gate.clone(),

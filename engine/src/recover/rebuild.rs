@@ -45,6 +45,17 @@ pub enum Error {
     Stream(#[from] stream::Error),
 }
 
+/// Asks Redis up to where ids were handed out, and Postgres whether it knows of them.
+///
+/// # Errors
+/// [`store::Error::Rewound`] when it does not.
+pub async fn look_back(store: &Store, epochs: &mut Epochs) -> Result<(), Error> {
+    if let Some(block) = epochs.highest().await? {
+        store.address().must_know(block).await?;
+    }
+    Ok(())
+}
+
 /// Looks at a shard all the time, and rebuilds it when that is needed.
 pub struct Rebuild {
     pub store: Store,
@@ -57,6 +68,8 @@ pub struct Rebuild {
     pub me: i64,
     /// Time after which a delivery in hand stands in the schedule.
     pub hold: Duration,
+    /// The highest block of ids that Redis was told of: 0 to begin with.
+    pub told: i64,
     /// Whether work was taken here before: not to begin with.
     pub opened: bool,
     /// How many there were: 0 to begin with.
@@ -68,6 +81,14 @@ impl Rebuild {
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let gate = self.gate.clone();
         loop {
+            // What Redis remembers of an earlier life comes first.
+            if self.told == 0
+                && let Err(error) = look_back(&self.store, &mut self.epochs).await
+            {
+                tracing::debug!(error = crate::chain(&error), "the past not looked at");
+            } else if let Err(error) = self.tell_highest().await {
+                tracing::debug!(error = crate::chain(&error), "the highest id not told");
+            }
             if let Err(error) = self.round(&mut stop).await {
                 tracing::debug!(error = crate::chain(&error), "Redis not looked over");
             }
@@ -79,6 +100,15 @@ impl Rebuild {
                 () = crate::stopped(&mut stop) => return,
             }
         }
+    }
+
+    async fn tell_highest(&mut self) -> Result<(), stream::Error> {
+        let highest = self.store.address().history().highest();
+        if highest > self.told {
+            self.epochs.tell_highest(highest).await?;
+            self.told = highest;
+        }
+        Ok(())
     }
 
     fn show(&self, open: bool) {
@@ -99,6 +129,7 @@ impl Rebuild {
             Found::OutOfOrder(run_id) => {
                 self.gate.set(None);
                 self.show(false);
+                self.told = 0;
                 if !self.lock.try_rebuild_lock().await? {
                     return Ok(());
                 }

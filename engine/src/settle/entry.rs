@@ -1,6 +1,9 @@
 //! An entry that is open: read, and not yet acked, because some of its deliveries are not settled.
 
-use std::sync::atomic::{AtomicUsize, Ordering::AcqRel};
+use std::sync::atomic::{
+    AtomicUsize,
+    Ordering::{AcqRel, Acquire},
+};
 
 use tokio::time::Instant;
 
@@ -24,6 +27,11 @@ impl Open {
     /// One delivery more.
     pub fn add(&self) {
         self.left.fetch_add(1, AcqRel);
+    }
+
+    /// Whether nothing is left but who counts.
+    pub fn is_alone(&self) -> bool {
+        self.left.load(Acquire) == 1
     }
 
     /// One less; true for the last.

@@ -9,7 +9,9 @@ impl Link {
         let beat = "INSERT INTO instances (id, roles) VALUES ($1, $2)
                     ON CONFLICT (id) DO UPDATE SET beat = instances.beat + 1";
         self.query(beat, &[&me, &roles]).await?;
-        let rows = self.query("SELECT id, beat FROM instances", &[]).await?;
+        let sql = "SELECT id, beat, (SELECT last_value FROM event_id_blocks) FROM instances";
+        let rows = self.query(sql, &[]).await?;
+        self.see(rows.first().map_or(0, |row| row.get(2)));
         Ok(rows.iter().map(|r| (r.get(0), r.get(1))).collect())
     }
 }

@@ -6,7 +6,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tokio_postgres::{Client, Config, config::SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::Error;
+use super::{Error, History};
 
 /// Query parameters that Prisma writes and Postgres does not know. All but `schema` are dropped.
 const PRISMA: [&str; 8] = [
@@ -27,6 +27,7 @@ pub struct Address {
     schema: Option<String>,
     /// From `sslrootcert`: certificates to trust beside the web's.
     roots: Vec<CertificateDer<'static>>,
+    history: History,
 }
 
 impl Address {
@@ -81,7 +82,7 @@ impl Address {
                 .map_err(|source| Error::Roots { file, source })?,
             None => Vec::new(),
         };
-        Ok(Address { config, schema, roots })
+        Ok(Address { config, schema, roots, history: History::default() })
     }
 
     pub(super) fn config(&self) -> &Config {
@@ -110,8 +111,29 @@ impl Address {
         MakeRustlsConnect::new(tls)
     }
 
+    /// What is known of the past by all that use this address.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
     /// A connection of its own, driven by a task that ends with it.
     pub(super) async fn connect(&self) -> Result<Client, Error> {
+        let client = self.connect_unchecked().await?;
+        self.history.check(&client).await?;
+        Ok(client)
+    }
+
+    /// Whether Postgres has handed out this block of ids, which somebody remembers.
+    ///
+    /// # Errors
+    /// [`Error::Rewound`] when it has not.
+    pub async fn must_know(&self, block: i64) -> Result<(), Error> {
+        self.history.note(block);
+        self.connect().await.map(drop)
+    }
+
+    /// The same to a Postgres of whatever history.
+    pub(super) async fn connect_unchecked(&self) -> Result<Client, Error> {
         let (client, connection) = self.config.connect(self.tls()).await.map_err(Error::Connect)?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {

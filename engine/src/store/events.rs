@@ -109,7 +109,11 @@ impl Link {
                 ],
             )
             .await?;
-        rows.first().map(Committed::from_row).ok_or(Error::NotMigrated)
+        let committed = rows.first().map(Committed::from_row).ok_or(Error::NotMigrated)?;
+        if let Some(block) = committed.block {
+            self.history().note(block);
+        }
+        Ok(committed)
     }
 
     /// Whether a batch whose commit had no answer is there.
@@ -127,7 +131,9 @@ impl Link {
     /// A block of ids, as a round trip of its own, for the first batch after an idle time.
     pub async fn block(&mut self) -> Result<i64, Error> {
         let rows = self.query("SELECT nextval('event_id_blocks')", &[]).await?;
-        rows.first().map(|row| row.get(0)).ok_or(Error::NotMigrated)
+        let block = rows.first().map(|row| row.get(0)).ok_or(Error::NotMigrated)?;
+        self.history().note(block);
+        Ok(block)
     }
 }
 

@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use tokio_postgres::{Client, Row, Statement, types::ToSql};
 
-use super::{Address, Error};
+use super::{Address, Error, History};
 
 /// A connection of its own for a loop that has one statement in flight.
 pub struct Link {
@@ -12,6 +12,8 @@ pub struct Link {
     /// A statement past it counts as lost: the connection is dropped and its outcome is unknown.
     patience: Duration,
     live: Option<Live>,
+    /// The last block of ids as of the last look.
+    seen: i64,
 }
 
 struct Live {
@@ -21,7 +23,7 @@ struct Live {
 
 impl Link {
     pub fn new(address: Address, patience: Duration) -> Link {
-        Link { address, patience, live: None }
+        Link { address, patience, live: None, seen: 0 }
     }
 
     /// Runs `sql`, prepared once a connection, and returns its rows. Connects when there is no connection.
@@ -42,6 +44,17 @@ impl Link {
         };
         self.judge(&outcome);
         outcome
+    }
+
+    /// Takes the last block that somebody has been given. It counts at the next look, a second later: what is not committed yet
+    /// may be given again after a crash.
+    pub(super) fn see(&mut self, last: i64) {
+        let before = std::mem::replace(&mut self.seen, last);
+        self.history().note(before);
+    }
+
+    pub(super) fn history(&self) -> &History {
+        self.address.history()
     }
 
     /// How long anything may take.

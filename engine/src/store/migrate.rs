@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, error::SqlState};
 
 use super::{Address, Error, Store};
 
@@ -51,6 +51,8 @@ pub struct Identity {
     pub engine: String,
     /// Keys the check value at the end of each API key.
     pub key_secret: Vec<u8>,
+    /// Which history of the database this is; see [`History`](super::History).
+    pub history: i64,
 }
 
 impl Store {
@@ -58,11 +60,14 @@ impl Store {
     /// [`Error::NotMigrated`] when the tables are not there.
     pub async fn identity(&self) -> Result<Identity, Error> {
         let client = self.client().await?;
-        let found = client.query_opt("SELECT id, key_secret FROM engine_state", &[]).await;
+        let found = client.query_opt("SELECT id, key_secret, history FROM engine_state", &[]).await;
         match found {
-            Ok(Some(row)) => Ok(Identity { engine: row.get(0), key_secret: row.get(1) }),
+            Ok(Some(row)) => Ok(Identity { engine: row.get(0), key_secret: row.get(1), history: row.get(2) }),
             Ok(None) => Err(Error::NotMigrated),
-            Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::UNDEFINED_TABLE) => {
+            Err(error)
+                if [Some(&SqlState::UNDEFINED_TABLE), Some(&SqlState::UNDEFINED_COLUMN)]
+                    .contains(&error.code()) =>
+            {
                 Err(Error::NotMigrated)
             }
             Err(error) => Err(error.into()),

@@ -12,8 +12,10 @@ mod connect;
 mod copy;
 mod delivered;
 pub mod dlq;
+mod durability;
 pub mod events;
 pub mod failing;
+pub mod history;
 pub mod link;
 pub mod manage;
 pub mod migrate;
@@ -27,6 +29,7 @@ pub mod scheduled;
 mod secrets;
 pub mod settle;
 mod shelf;
+pub mod summary;
 pub mod transforms;
 mod types;
 pub mod versions;
@@ -34,10 +37,12 @@ pub mod webhooks;
 
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
+use deadpool_postgres::{
+    Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts,
+};
 use tokio_postgres::error::SqlState;
 
-pub use self::{connect::Address, link::Link, types::Text};
+pub use self::{connect::Address, history::History, link::Link, types::Text};
 
 /// A failure of Postgres, or of reaching it.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +63,8 @@ pub enum Error {
     Statement(#[from] tokio_postgres::Error),
     #[error("a statement took too long")]
     Slow,
+    #[error("Postgres went back in time: commits that this process knows of are lost")]
+    Rewound,
     #[error("migration failed")]
     Migration(#[from] refinery::Error),
     #[error("the database is not migrated: run `eventpulse migrate` or `serve --migrate`")]
@@ -122,20 +129,32 @@ impl Store {
     /// # Errors
     /// When the URL cannot be read.
     pub fn new(url: &str, connections_max: usize) -> Result<Store, Error> {
-        let address = Address::parse(url)?;
+        Ok(Store::at(Address::parse(url)?, connections_max))
+    }
+
+    /// The same for an address that others use too, and whose history is theirs.
+    pub fn at(address: Address, connections_max: usize) -> Store {
         let manager = Manager::from_config(
             address.config().clone(),
             address.tls(),
             ManagerConfig { recycling_method: RecyclingMethod::Fast },
         );
         let wait = Some(Duration::from_secs(5));
+        let history = address.history().clone();
+        let look = Hook::async_fn(move |client: &mut deadpool_postgres::ClientWrapper, _| {
+            let history = history.clone();
+            Box::pin(async move {
+                history.check(client).await.map_err(|error| HookError::message(error.to_string()))
+            })
+        });
         let pool = Pool::builder(manager)
             .max_size(connections_max)
+            .post_create(look)
             .runtime(Runtime::Tokio1)
             .timeouts(Timeouts { wait, create: wait, recycle: wait })
             .build()
             .expect("a pool with a runtime and time-outs builds");
-        Ok(Store { pool, address })
+        Store { pool, address }
     }
 
     pub fn address(&self) -> &Address {

@@ -266,7 +266,9 @@ impl Link {
     pub async fn blocks(&mut self, n: usize) -> Result<Vec<i64>, Error> {
         let n = i32::try_from(n).unwrap_or(i32::MAX);
         let sql = "SELECT nextval('event_id_blocks') FROM generate_series(1, $1)";
-        Ok(self.query(sql, &[&n]).await?.iter().map(|row| row.get(0)).collect())
+        let blocks: Vec<i64> = self.query(sql, &[&n]).await?.iter().map(|row| row.get(0)).collect();
+        blocks.iter().for_each(|block| self.history().note(*block));
+        Ok(blocks)
     }
 }
 

@@ -150,6 +150,14 @@ fn readable(value: &Value) -> Option<Entry> {
     }
 }
 
+/// Entries taken from consumers that died.
+#[derive(Debug, Default)]
+pub struct Claimed {
+    pub entries: Vec<Entry>,
+    /// Those whose holders died more than once: one of their events may be why.
+    pub suspects: Vec<Entry>,
+}
+
 /// What keeps the group honest: beats, claims, and our own forgotten entries.
 #[derive(Clone)]
 pub struct Claims {
@@ -185,17 +193,37 @@ impl Claims {
     }
 
     /// Claims up to `limit` entries from consumers without a beat for `dead_after`.
-    pub async fn claim(
-        &mut self,
-        dead_after: Duration,
-        limit: usize,
-        gate: &Gate,
-    ) -> Result<Vec<Entry>, Error> {
+    pub async fn claim(&mut self, dead_after: Duration, limit: usize, gate: &Gate) -> Result<Claimed, Error> {
         let epoch = gate.epoch().ok_or(Error::Epoch)?;
         let keys = [&*self.keys.events, &*self.keys.alive, &*self.keys.epoch];
         let mut command = Guarded::new(include_str!("scripts/claim.lua")).command(&keys, &epoch);
         command.arg(GROUP).arg(&self.consumer).arg(dead_after.as_millis() as u64).arg(limit);
-        entries_of(&gate.judge(command.query_async::<Value>(&mut self.connection).await)?)
+        let (entries, suspect): (Value, HashSet<String>) =
+            gate.judge(command.query_async(&mut self.connection).await)?;
+        let (suspects, entries) =
+            entries_of(&entries)?.into_iter().partition(|entry| suspect.contains(&entry.id));
+        Ok(Claimed { entries, suspects })
+    }
+
+    /// The event of a batch that was in hand, alone, when a process died of it or beside it.
+    pub async fn suspect(&mut self, first: i64) -> Result<Option<i64>, Error> {
+        let mut command = redis::cmd("HGET");
+        command.arg(&self.keys.suspects).arg(first);
+        Ok(command.query_async(&mut self.connection).await?)
+    }
+
+    /// Notes which event of a batch is in hand.
+    pub async fn note_suspect(&mut self, first: i64, event: i64) -> Result<(), Error> {
+        let mut command = redis::cmd("HSET");
+        command.arg(&self.keys.suspects).arg(first).arg(event);
+        Ok(command.query_async(&mut self.connection).await?)
+    }
+
+    /// Forgets it.
+    pub async fn forget_suspect(&mut self, first: i64) -> Result<(), Error> {
+        let mut command = redis::cmd("HDEL");
+        command.arg(&self.keys.suspects).arg(first);
+        Ok(command.query_async(&mut self.connection).await?)
     }
 
     /// Entries that are pending for us although we do not hold them: replies that were lost on the way.

@@ -55,20 +55,23 @@ pub struct Epoch {
     pub(super) value: String,
     /// The server that was looked over.
     pub(super) run_id: String,
+    /// The history of Postgres that it was made from.
+    history: i64,
     /// Entries up to this one were there before: some of what Redis forgot may be settled.
     pub(super) check_upto: EntryId,
 }
 
 impl Epoch {
-    /// Reads `ready:<token>:<run id>:<entry id>`; nothing else is in order.
+    /// Reads `ready:<token>:<run id>:<history>:<entry id>`; nothing else is in order.
     fn parse(value: &str) -> Option<Epoch> {
         let mut parts = value.split(':');
-        let ("ready", Some(_), Some(run_id), Some(upto), None) =
-            (parts.next()?, parts.next(), parts.next(), parts.next(), parts.next())
-        else {
+        let ("ready", _token) = (parts.next()?, parts.next()?) else { return None };
+        let (run_id, history, upto) = (parts.next()?, parts.next()?.parse().ok()?, parts.next()?);
+        if parts.next().is_some() {
             return None;
-        };
-        Some(Epoch { value: value.to_owned(), run_id: run_id.to_owned(), check_upto: EntryId::parse(upto)? })
+        }
+        let (value, run_id, check_upto) = (value.to_owned(), run_id.to_owned(), EntryId::parse(upto)?);
+        Some(Epoch { value, run_id, history, check_upto })
     }
 }
 
@@ -159,6 +162,7 @@ impl Gate {
 pub struct Epochs {
     connection: ConnectionManager,
     keys: Keys,
+    history: i64,
 }
 
 /// What a look at a shard found.
@@ -169,8 +173,19 @@ pub enum Found {
 }
 
 impl Epochs {
-    pub fn new(connection: ConnectionManager, keys: Keys) -> Epochs {
-        Epochs { connection, keys }
+    /// `history` names the history of Postgres that we know.
+    pub fn new(connection: ConnectionManager, keys: Keys, history: i64) -> Epochs {
+        Epochs { connection, keys, history }
+    }
+
+    /// The highest block of ids that was told; none in an empty Redis.
+    pub async fn highest(&mut self) -> Result<Option<i64>, Error> {
+        Ok(redis::cmd("GET").arg(&self.keys.highest).query_async(&mut self.connection).await?)
+    }
+
+    /// Tells it, for a start after which nobody else remembers.
+    pub async fn tell_highest(&mut self, block: i64) -> Result<(), Error> {
+        Ok(redis::cmd("SET").arg(&self.keys.highest).arg(block).query_async(&mut self.connection).await?)
     }
 
     pub async fn look(&mut self) -> Result<Found, Error> {
@@ -178,7 +193,8 @@ impl Epochs {
         pipe.get(&self.keys.epoch).cmd("INFO").arg("server");
         let (value, info): (Option<String>, String) = pipe.query_async(&mut self.connection).await?;
         let run_id = run_id(&info)?;
-        Ok(match value.as_deref().and_then(Epoch::parse).filter(|epoch| epoch.run_id == run_id) {
+        let epoch = value.as_deref().and_then(Epoch::parse);
+        Ok(match epoch.filter(|epoch| epoch.run_id == run_id && epoch.history == self.history) {
             Some(epoch) => Found::InOrder(Arc::new(epoch)),
             None => Found::OutOfOrder(run_id),
         })
@@ -187,6 +203,11 @@ impl Epochs {
     /// Whether this is still the epoch, on the same server.
     pub async fn holds(&mut self, epoch: &Epoch) -> Result<bool, Error> {
         Ok(matches!(self.look().await?, Found::InOrder(now) if now.value == epoch.value))
+    }
+
+    /// Has the shard rebuilt.
+    pub async fn forget(&mut self) -> Result<(), Error> {
+        Ok(redis::cmd("DEL").arg(&self.keys.epoch).query_async(&mut self.connection).await?)
     }
 
     /// Says that the shard is being rebuilt. `token` is told from all others.
@@ -202,7 +223,7 @@ impl Epochs {
             .key(&self.keys.epoch)
             .key(&self.keys.events)
             .arg(format!("rebuilding:{token}"))
-            .arg(format!("ready:{token}:{run_id}:"))
+            .arg(format!("ready:{token}:{run_id}:{}:", self.history))
             .invoke_async(&mut self.connection)
             .await?;
         Ok(done == 1)
@@ -230,9 +251,11 @@ mod tests {
 
     #[test]
     fn only_a_finished_epoch_is_in_order() {
-        let epoch = Epoch::parse("ready:7.1:abc:17-3").expect("an epoch");
-        assert_eq!((epoch.run_id.as_str(), epoch.check_upto), ("abc", EntryId(17, 3)));
-        for value in ["", "rebuilding:7.1", "ready:7.1:abc", "ready:7.1:abc:x", "ready:7.1:abc:1-1:more"] {
+        let epoch = Epoch::parse("ready:7.1:abc:5:17-3").expect("an epoch");
+        assert_eq!((epoch.run_id.as_str(), epoch.history, epoch.check_upto), ("abc", 5, EntryId(17, 3)));
+        for value in
+            ["", "rebuilding:7.1", "ready:7.1:abc:5", "ready:7.1:abc:5:x", "ready:7.1:abc:5:1-1:more"]
+        {
             assert!(Epoch::parse(value).is_none(), "{value}");
         }
     }
@@ -248,7 +271,7 @@ mod tests {
     async fn a_gate_opens_closes_and_tells() {
         let gate = Gate::default();
         assert!(gate.epoch().is_none());
-        let epoch = Arc::new(Epoch::parse("ready:1:a:0-0").expect("an epoch"));
+        let epoch = Arc::new(Epoch::parse("ready:1:a:0:0-0").expect("an epoch"));
         gate.set(Some(epoch.clone()));
         assert_eq!(gate.open().await, epoch);
         gate.doubt();

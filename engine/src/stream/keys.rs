@@ -13,6 +13,10 @@ pub struct Keys {
     pub alive: String,
     /// Whether all of these are in order.
     pub epoch: String,
+    /// The highest block of event ids that was handed out.
+    pub highest: String,
+    /// Events in hand alone, by their batch.
+    pub suspects: String,
     lanes: String,
 }
 
@@ -24,6 +28,8 @@ impl Keys {
             due: key("due"),
             alive: key("alive"),
             epoch: key("epoch"),
+            highest: key("highest"),
+            suspects: key("suspects"),
             lanes: key("lane"),
         }
     }

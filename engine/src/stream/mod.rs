@@ -92,6 +92,17 @@ impl Redis {
         Ok(self.client.get_multiplexed_async_connection_with_config(&config).await?)
     }
 
+    /// The eviction policy, if one is in force under which Redis would throw our keys away. Those named `volatile-` take
+    /// only keys with a time to live, which ours can be without.
+    pub async fn eviction(&self) -> Result<Option<String>, Error> {
+        let mut connection = self.commands()?;
+        let info: String = redis::cmd("INFO").arg("memory").query_async(&mut connection).await?;
+        let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let bounded = field("maxmemory:").is_some_and(|bytes| bytes != "0");
+        let policy = field("maxmemory_policy:").filter(|policy| policy.starts_with("allkeys-"));
+        Ok(policy.filter(|_| bounded).map(str::to_owned))
+    }
+
     /// Waits until Redis answers, for a start beside a Redis that is still starting.
     pub async fn wait_for(&self, patience: Duration) -> Result<(), Error> {
         let mut connection = self.commands()?;

@@ -71,6 +71,14 @@ impl Process {
         }
     }
 
+    pub(crate) fn id(&self) -> i32 {
+        rustix::process::Pid::from_child(&self.child).as_raw_pid()
+    }
+
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("a child").is_some()
+    }
+
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).expect("the process is there");

@@ -1,0 +1,98 @@
+//! Entries whose holders died more than once. One of their events may be why: a module or a reply that takes the process with it. So
+//! their events are handled one at a time, each noted in Redis before it is touched; an event that is found noted was in hand
+//! when its process died, and ends as a dead letter. An event costs four processes at most, and its neighbours nothing.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+
+use super::{Delivery, intake::Intake, work};
+use crate::{
+    deliver::Target,
+    model::{Event, Key},
+    settle::{Item, Open},
+    store,
+    stream::{self, Entry, consumer::Claims},
+};
+
+/// Between two looks at whether an event's deliveries are out of hand.
+const LOOK: Duration = Duration::from_millis(2);
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("Postgres does not say what is in the entry")]
+    Store(#[from] store::Error),
+    #[error("Redis does not take the note")]
+    Stream(#[from] stream::Error),
+}
+
+/// Takes entries one after the other, each event alone.
+pub(super) async fn take_carefully(
+    intake: Intake,
+    mut claims: Claims,
+    entries: Vec<Entry>,
+    term: u64,
+    mut stop: watch::Receiver<bool>,
+) {
+    for entry in entries {
+        if !intake.context.opened.insert(&entry) {
+            continue;
+        }
+        tracing::warn!(batch = %entry.span.first, "a batch whose holders died is taken event by event");
+        let taken = tokio::select! {
+            biased;
+            () = crate::stopped(&mut stop) => return,
+            taken = take_one(&intake, &mut claims, &entry, term) => taken,
+        };
+        if let Err(error) = taken {
+            tracing::debug!(error = crate::chain(&error), "the batch comes again");
+            intake.context.opened.remove(&entry.id);
+        }
+    }
+}
+
+async fn take_one(intake: &Intake, claims: &mut Claims, entry: &Entry, term: u64) -> Result<(), Error> {
+    let first = entry.span.first.0;
+    let suspect = claims.suspect(first).await?;
+    let Some((_, owed, settled)) = intake.load(std::slice::from_ref(entry), true).await?.pop() else {
+        intake.context.opened.remove(&entry.id);
+        return Ok(());
+    };
+    let open = Arc::new(Open::new(entry.id.clone(), first, term));
+    let stop = &mut watch::channel(false).1;
+    for event in &owed.batch.events {
+        if suspect == Some(event.id.0) {
+            bury(intake, entry, event, owed.webhooks(event), &settled, &open).await;
+        } else {
+            claims.note_suspect(first, event.id.0).await?;
+            intake.hand_over(entry, event, owed.webhooks(event), &settled, &open, stop).await;
+        }
+        while !open.is_alone() {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+    intake.context.recorder.settle(Item { record: None, entry: Some(open), permit: None }).await;
+    Ok(claims.forget_suspect(first).await?)
+}
+
+/// Ends what is owed of an event as dead letters, without touching it.
+async fn bury(
+    intake: &Intake,
+    entry: &Entry,
+    event: &Arc<Event>,
+    webhooks: &[Arc<Target>],
+    settled: &HashSet<Key>,
+    open: &Arc<Open>,
+) {
+    tracing::error!(event = %event.id, "an event that processes die of ends as a dead letter");
+    for target in webhooks.iter().filter(|t| t.webhook.eligible(&event.kind, entry.span.version)) {
+        if settled.contains(&(event.id, target.webhook.id)) {
+            continue;
+        }
+        open.add();
+        intake.context.metrics.dispatch.poisoned.increment(1);
+        let delivery = Delivery::first(event.clone(), target.clone(), open.clone(), None);
+        let why = "the processes that had it in hand died";
+        work::dead_without_call(&intake.context, delivery, "poison", why).await;
+    }
+}
