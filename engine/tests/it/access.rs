@@ -75,10 +75,10 @@ async fn of_the_last_two_keys_one_stays() {
             call(&app, Method::DELETE, &account.key, &one, json!({})),
             call(&app, Method::DELETE, &other, &two, json!({}))
         );
-        let mut statuses = [new.0, old.0];
-        statuses.sort_unstable();
-        assert_eq!(statuses, [200, 409], "{new:?} {old:?}");
-        if new.0 == 409 {
+        // The second one's own key may be felt to be gone before it is asked whether it may go.
+        let refused = |status| [401, 409].contains(&status);
+        assert!((new.0 == 200 && refused(old.0)) || (old.0 == 200 && refused(new.0)), "{new:?} {old:?}");
+        if new.0 != 200 {
             break;
         }
     }
