@@ -59,9 +59,9 @@ impl TestCalls {
     pub fn new(config: &Config, metrics: std::sync::Arc<Metrics>) -> Result<TestCalls, config::Error> {
         // Tests are rare: a connection kept for the next one would only be in the way.
         let settings = config::Deliver { idle: Duration::ZERO, ..config.deliver.clone() };
-        let allow_private = config.targets.allow_private;
+        let (after_max, targets) = (config.retry.retry_after_max, &config.targets);
         Ok(TestCalls {
-            client: Client::new(&settings, config.retry.retry_after_max, allow_private, metrics)?,
+            client: Client::new(&settings, after_max, targets, metrics)?,
             kept: Kept { success: settings.success_bytes_kept, failure: settings.failure_bytes_kept },
             timeout: settings.timeout,
             places: Semaphore::new(AT_ONCE_MAX),

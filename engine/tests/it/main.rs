@@ -25,6 +25,7 @@ mod shared_work;
 mod sockets;
 mod test_event;
 mod transform_host;
+mod targets;
 mod transforms;
 mod transforms_api;
 mod volume;
