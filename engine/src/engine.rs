@@ -27,7 +27,7 @@ use crate::{
     metrics::Metrics,
     retry::schedule::Policy,
     store::{
-        self, Store,
+        self, Seal, Store,
         migrate::{self, Identity},
     },
     stream::{self, Producer, Redis, breaker::Breakers, consumer::Claims, due::Due},
@@ -166,7 +166,8 @@ struct Common {
 
 impl Common {
     fn store(&self) -> Result<Store, Error> {
-        Ok(Store::new(self.config.database_url.reveal(), POOL)?)
+    seal: Seal,
+        Ok(Store::new(self.config.database_url.reveal(), POOL)?.with_seal(self.seal.clone()))
     }
 }
 
@@ -175,10 +176,18 @@ async fn run(
     config: Arc<Config>,
     roles: Roles,
     metrics: Arc<Metrics>,
+/// The keys for secrets at rest.
+fn seal(config: &Config) -> Result<Seal, Error> {
+    let keys = config::keys::parse(&config.secrets_key);
+    let problem = |problem| config::Error(vec![format!("EVENTPULSE_SECRETS_KEY {problem}")]);
+    Ok(Seal::new(&keys.map_err(problem)?))
+}
+
     ready: oneshot::Sender<Addresses>,
     mut stopped: watch::Receiver<bool>,
 ) -> Result<(), Error> {
-    let store = Store::new(config.database_url.reveal(), POOL)?;
+    let seal = seal(&config)?;
+    let store = Store::new(config.database_url.reveal(), POOL)?.with_seal(seal.clone());
     let redis = Redis::new(config.redis_url.reveal(), config.stream.reply_timeout)?;
     migrate::wait_for(&store, POSTGRES_PATIENCE).await?;
     let identity = store.identity().await?;
@@ -187,6 +196,7 @@ async fn run(
             error = crate::chain(&error),
             "started without Redis: events are accepted and wait for it"
         );
+    store.check_secrets().await?;
     }
     let instance = store.join(roles.name()).await?;
     let common = Common {
@@ -200,6 +210,7 @@ async fn run(
         redis,
         metrics: metrics.clone(),
     };
+        seal,
     let (stream, producer) = Producer::new(common.keys.clone(), config.stream.unsent_max, metrics.clone());
     let keeper_stop = watch::Sender::new(false);
     let background = background::start(&common, &store, &stream, roles, &keeper_stop)?;

@@ -74,6 +74,9 @@ enum Command {
     /// Write, check, try and upload a webhook's own module.
     #[command(subcommand)]
     Transform(commands::transform::Command),
+    /// Encrypt webhooks' secrets in Postgres.
+    #[command(subcommand)]
+    Secrets(commands::secrets::Command),
     /// What a running process starts for each module that it compiles.
     #[command(hide = true)]
     CompileTransform,
@@ -147,13 +150,14 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     raise_file_limit();
     match cli.command {
         None => Err(Failure::Usage(
-            "say what to do: dev, serve, migrate, healthcheck or transform (see --help)".to_owned(),
+            "say what to do: dev, serve, migrate, healthcheck, secrets or transform (see --help)".to_owned(),
         )),
         Some(Command::Dev(options)) => Ok(dev::run(config, options, terminated()).await?),
         Some(Command::Serve { role, migrate }) => serve(config, roles(role), migrate).await,
         Some(Command::Migrate) => migrate_database(&config).await,
         Some(Command::Healthcheck { role }) => healthcheck(&config, roles(role)).await,
         Some(Command::Transform(command)) => Ok(commands::transform::run(&config, command).await?),
+        Some(Command::Secrets(command)) => Ok(commands::secrets::run(&config, command).await?),
         // Done in `main` already.
         Some(Command::CompileTransform) => Ok(()),
     }

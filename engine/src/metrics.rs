@@ -154,6 +154,7 @@ catalogue! {
         idle: Gauge "eventpulse_deliver_connections_idle" "Connections to endpoints without a request.";
         closed_idle: Counter "eventpulse_deliver_connections_closed_total" ["reason" = "idle"] "Connections without a request that were closed, by reason.";
         closed_age: Counter "eventpulse_deliver_connections_closed_total" ["reason" = "age"] "Connections without a request that were closed, by reason.";
+        unsigned: Counter "eventpulse_deliver_unsigned_total" "Attempts that failed because the secret could not be read: a key is missing.";
         closed_evicted: Counter "eventpulse_deliver_connections_closed_total" ["reason" = "evicted"] "Connections without a request that were closed, by reason.";
         closed_peer: Counter "eventpulse_deliver_connections_closed_total" ["reason" = "peer"] "Connections without a request that were closed, by reason.";
         dns_seconds: Histogram "eventpulse_deliver_dns_seconds" "Time of one look-up of a name.";

@@ -32,7 +32,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["compile", "dispatch", "http", "ingest", "recover", "retry", "store", "stream", "transform"],
     ),
     ("dev", &["deliver", "engine", "store"]),
-    ("commands", &["transform"]),
+    ("commands", &["store", "transform"]),
 ];
 
 const COMMON: &[&str] = &["model", "config", "metrics"];

@@ -1,3 +1,4 @@
 //! Commands of the binary that are more than a start of the engine.
 
+pub mod secrets;
 pub mod transform;

@@ -102,10 +102,17 @@ pub(super) async fn test(
     let (account, id) = (webhook.account, webhook.id);
     let unreadable = || ApiError::unprocessable("invalid_url", "the `url` of this webhook cannot be read");
     let target = Target::new(webhook).ok_or_else(unreadable)?;
+    let no_secret = || {
+        ApiError::unprocessable(
+            "secret_unreadable",
+            "the secret of this webhook cannot be read at the moment",
+        )
+    };
+    let request = target.test_request(Timestamp::now()).ok_or_else(no_secret)?;
     let calls = &gateway.tests;
     let _turn = calls.turn(account, id)?;
     let timeout = target.webhook.own.timeout.unwrap_or(calls.timeout);
-    let call = calls.client.call(target.test_request(Timestamp::now()), timeout).await;
+    let call = calls.client.call(request, timeout).await;
     match outcome::judge(call, calls.kept) {
         Verdict::Delivered(attempt) => Ok(answer(true, &attempt)),
         // A 410 is shown and disables nothing: no delivery was refused.

@@ -24,7 +24,8 @@ pub mod replay;
 pub mod resend;
 mod retention;
 pub mod scheduled;
-mod secrets;
+mod seal;
+pub mod secrets;
 pub mod settle;
 mod shelf;
 pub mod transforms;
@@ -32,12 +33,12 @@ mod types;
 pub mod versions;
 pub mod webhooks;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
 use tokio_postgres::error::SqlState;
 
-pub use self::{connect::Address, link::Link, types::Text};
+pub use self::{connect::Address, link::Link, seal::Seal, types::Text};
 
 /// A failure of Postgres, or of reaching it.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +66,11 @@ pub enum Error {
 }
 
 /// What to do about a failed statement, by SQLSTATE class (PostgreSQL manual, appendix A).
+    #[error(
+        "webhooks have secrets under keys that EVENTPULSE_SECRETS_KEY does not hold, or holds another key for: {}; add them behind the first",
+        .0.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+    )]
+    MissingKeys(BTreeSet<String>),
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// A row is at fault (classes 22, 23 and 54): the batch is split down to it.
@@ -117,6 +123,7 @@ pub struct Store {
 }
 
 impl Store {
+    seal: Seal,
     /// Does not connect yet: connections are made as they are asked for.
     ///
     /// # Errors
@@ -135,7 +142,12 @@ impl Store {
             .timeouts(Timeouts { wait, create: wait, recycle: wait })
             .build()
             .expect("a pool with a runtime and time-outs builds");
-        Ok(Store { pool, address })
+        Ok(Store { pool, address, seal: Seal::default() })
+    }
+
+    /// The same with keys for secrets. Without, those that are encrypted cannot be read.
+    pub fn with_seal(self, seal: Seal) -> Store {
+        Store { seal, ..self }
     }
 
     pub fn address(&self) -> &Address {

@@ -21,6 +21,7 @@ mod retention;
 mod scheduled;
 mod sdk;
 mod settle;
+mod secrets;
 mod shared_work;
 mod sockets;
 mod test_event;
