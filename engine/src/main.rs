@@ -259,17 +259,7 @@ async fn migrate_database(config: &Config) -> Result<(), Failure> {
 }
 
 async fn healthcheck(config: &Config, roles: Roles) -> Result<(), Failure> {
-    let host = if config.http.listen.is_unspecified() {
-        std::net::Ipv4Addr::LOCALHOST.into()
-    } else {
-        config.http.listen
-    };
-    let ports = [(roles.api(), config.http.port), (roles.dispatcher(), config.http.dispatcher_port)];
-    for port in ports.into_iter().filter(|(wanted, _)| *wanted).map(|(_, port)| port) {
-        let address = std::net::SocketAddr::new(host, port);
-        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(3)).build()?;
-        client.get(format!("http://{address}/health")).send().await?.error_for_status()?;
-    }
+    commands::healthcheck::run(config, roles).await?;
     println!("ok");
     Ok(())
 }

@@ -28,6 +28,7 @@ mod seal;
 pub mod secrets;
 pub mod settle;
 mod shelf;
+pub mod tls;
 pub mod transforms;
 mod types;
 pub mod versions;
@@ -51,6 +52,8 @@ pub enum Error {
         #[source]
         source: rustls::pki_types::pem::Error,
     },
+    #[error("sslrootcert holds a certificate that cannot be trusted")]
+    Tls(#[source] rustls::Error),
     #[error("Postgres could not be reached")]
     Connect(#[source] tokio_postgres::Error),
     #[error("no connection to Postgres became free")]
@@ -63,14 +66,14 @@ pub enum Error {
     Migration(#[from] refinery::Error),
     #[error("the database is not migrated: run `eventpulse migrate` or `serve --migrate`")]
     NotMigrated,
-}
-
-/// What to do about a failed statement, by SQLSTATE class (PostgreSQL manual, appendix A).
     #[error(
         "webhooks have secrets under keys that EVENTPULSE_SECRETS_KEY does not hold, or holds another key for: {}; add them behind the first",
         .0.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
     )]
     MissingKeys(BTreeSet<String>),
+}
+
+/// What to do about a failed statement, by SQLSTATE class (PostgreSQL manual, appendix A).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// A row is at fault (classes 22, 23 and 54): the batch is split down to it.
@@ -120,10 +123,10 @@ impl Error {
 pub struct Store {
     pool: Pool,
     address: Address,
+    seal: Seal,
 }
 
 impl Store {
-    seal: Seal,
     /// Does not connect yet: connections are made as they are asked for.
     ///
     /// # Errors
