@@ -152,7 +152,7 @@ impl Config {
         if !gateway.tls_cert.is_empty()
             && !gateway.tls_key.is_empty()
             && let Err(problem) = Pair::read(&gateway.tls_cert, &gateway.tls_key)
-                .and_then(|pair| pair.chain().and(pair.key().map(|_| ())))
+                .and_then(|pair| pair.chain().and_then(|_| pair.key()))
         {
             need(false, &format!("gateway.tls_cert or tls_key: {problem}"));
         }

@@ -87,7 +87,7 @@ impl Address {
         }
         config.options(options.trim());
         let roots = roots(roots_file)?;
-        let trust = trust.unwrap_or(match config.get_ssl_mode() {
+        let trust = trust.unwrap_or_else(|| match config.get_ssl_mode() {
             // Whoever names authorities means them to be asked, which libpq does too.
             SslMode::Require if !roots.is_empty() => Trust::Authority,
             _ => Trust::Anybody,

@@ -160,7 +160,7 @@ async fn a_secret_that_cannot_be_read_signs_nothing() {
     let id = app.send(&account.key, "t", json!(1)).await;
     let attempt: Value = eventually("the attempt is recorded", PATIENCE, async || {
         let (_, body) = app.get(&account.key, &format!("/events/{id}/attempts")).await;
-        body["attempts"].get(0).cloned().ok_or(body.to_string())
+        body["attempts"].get(0).cloned().ok_or_else(|| body.to_string())
     })
     .await;
     assert_eq!(
