@@ -73,7 +73,7 @@ pub fn webhook() -> Webhook {
         id: WebhookId(3),
         account: AccountId(1),
         url: "http://127.0.0.1:9/hooks/orders".to_owned(),
-        secret: SECRET.to_owned(),
+        secret: Some(SECRET.to_owned()),
         secret_before: None,
         event_types: Some(["invoice.*", "customer.updated", KIND].map(str::to_owned).to_vec()),
         state: State::Active,

@@ -39,7 +39,7 @@ impl Stream {
         let (stop, stopped) = watch::channel(false);
         let (server, connection) = runtime.block_on(async {
             let server = eventpulse_testkit::private_redis().await;
-            let redis = Redis::new(&server.url(), Duration::from_secs(2)).expect("a URL");
+            let redis = Redis::new(&server.url(), "", Duration::from_secs(2)).expect("a URL");
             tokio::spawn(producer.run(redis.commands().expect("a client"), stopped, Duration::ZERO));
             (server, redis.commands().expect("a client"))
         });

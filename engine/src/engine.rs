@@ -5,6 +5,7 @@
 
 mod background;
 mod dispatchers;
+mod front;
 mod safety;
 
 use std::{
@@ -29,7 +30,7 @@ use crate::{
     recover::rebuild,
     retry::schedule::Policy,
     store::{
-        self, Address, Store, history,
+        self, Address, Seal, Store, history,
         migrate::{self, Identity},
     },
     stream::{self, Producer, Redis, breaker::Breakers, consumer::Claims, due::Due, epoch::Epochs},
@@ -80,6 +81,8 @@ pub enum Error {
 pub struct Engine {
     /// Where the gateway listens, if this process has that role.
     pub gateway: Option<SocketAddr>,
+    /// Where the operator's own port is, if it has one.
+    pub admin: Option<SocketAddr>,
     /// Where the dispatcher's health and metrics are, likewise.
     pub dispatcher: Option<SocketAddr>,
     pub metrics: Arc<Metrics>,
@@ -87,8 +90,8 @@ pub struct Engine {
     ended: oneshot::Receiver<Result<(), Error>>,
 }
 
-/// Where the roles listen.
-type Addresses = (Option<SocketAddr>, Option<SocketAddr>);
+/// Where the roles listen: gateway, dispatcher, and the operator's port.
+type Addresses = (Option<SocketAddr>, Option<SocketAddr>, Option<SocketAddr>);
 
 impl Error {
     /// Whether Postgres went back in time. All that this process has in memory is of another history: it has to be started again.
@@ -115,7 +118,9 @@ impl Engine {
         };
         let ended = thread("eventpulse-keeper", run)?;
         match started.await {
-            Ok((gateway, dispatcher)) => Ok(Engine { gateway, dispatcher, metrics, stop, ended }),
+            Ok((gateway, dispatcher, admin)) => {
+                Ok(Engine { gateway, dispatcher, admin, metrics, stop, ended })
+            }
             // It ended before it was ready, and says why.
             Err(_) => Err(match ended.await {
                 Ok(Err(error)) => error,
@@ -175,13 +180,21 @@ struct Common {
     gate: stream::Gate,
     ring: Option<Arc<Ring>>,
     transforms: Arc<Host>,
+    seal: Seal,
     metrics: Arc<Metrics>,
 }
 
 impl Common {
     fn store(&self) -> Store {
-        Store::at(self.address.clone(), POOL)
+        Store::at(self.address.clone(), POOL).with_seal(self.seal.clone())
     }
+}
+
+/// The keys for secrets at rest.
+fn seal(config: &Config) -> Result<Seal, Error> {
+    let keys = config::keys::parse(&config.secrets_key);
+    let problem = |problem| config::Error(vec![format!("EVENTPULSE_SECRETS_KEY {problem}")]);
+    Ok(Seal::new(&keys.map_err(problem)?))
 }
 
 /// The keeper's thread: starts the roles, keeps the instance alive, and ends everything in order.
@@ -192,11 +205,13 @@ async fn run(
     ready: oneshot::Sender<Addresses>,
     mut stopped: watch::Receiver<bool>,
 ) -> Result<(), Error> {
-    let store = Store::new(config.database_url.reveal(), POOL)?;
-    let redis = Redis::new(config.redis_url.reveal(), config.stream.reply_timeout)?;
+    let seal = seal(&config)?;
+    let store = Store::new(config.database_url.reveal(), POOL)?.with_seal(seal.clone());
+    let redis = Redis::new(config.redis_url.reveal(), &config.stream.roots, config.stream.reply_timeout)?;
     migrate::wait_for(&store, POSTGRES_PATIENCE).await?;
     let identity = store.identity().await?;
     let keys = stream::Keys::new(&identity.engine, 0);
+    store.check_secrets().await?;
     if let Err(error) = redis.wait_for(REDIS_PATIENCE).await {
         tracing::warn!(
             error = crate::chain(&error),
@@ -226,6 +241,7 @@ async fn run(
         transforms: Arc::new(Host::new(&config.transform, metrics.clone())?),
         address: store.address().clone(),
         config: config.clone(),
+        seal,
         identity,
         instance,
         redis,
@@ -256,7 +272,8 @@ async fn run(
     } else {
         None
     };
-    let addresses = (api.as_ref().map(|r| r.address), dispatcher.as_ref().map(|r| r.address));
+    let admin = api.as_ref().and_then(|role| role.admin);
+    let addresses = (api.as_ref().map(|r| r.address), dispatcher.as_ref().map(|r| r.address), admin);
     if ready.send(addresses).is_err() {
         return Ok(());
     }
@@ -308,10 +325,12 @@ async fn begin_anew(address: &Address) {
 struct Role {
     name: &'static str,
     address: SocketAddr,
+    admin: Option<SocketAddr>,
     ended: oneshot::Receiver<Result<(), Error>>,
 }
 
-type Ready = oneshot::Sender<SocketAddr>;
+/// Told where a role listens, and where the operator's port is if the role has it.
+type Ready = oneshot::Sender<(SocketAddr, Option<SocketAddr>)>;
 
 /// Starts a role on a thread of its own and waits until it serves.
 async fn start<F>(
@@ -325,7 +344,7 @@ where
     let (ready, address) = oneshot::channel();
     let ended = thread(name, move || role(stop, ready))?;
     match address.await {
-        Ok(address) => Ok(Role { name, address, ended }),
+        Ok((address, admin)) => Ok(Role { name, address, admin, ended }),
         Err(_) => Err(ended.await.unwrap_or(Err(Error::Ended(name))).err().unwrap_or(Error::Ended(name))),
     }
 }
@@ -359,8 +378,7 @@ impl Api {
     async fn run(self, stop: watch::Receiver<bool>, ready: Ready) -> Result<(), Error> {
         let Api { common, stream, producer } = self;
         let (config, metrics) = (&common.config, &common.metrics);
-        let port = config.http.port;
-        let server = bind(config, port, metrics.http.connections.clone()).await?;
+        let (server, beside) = front::open(config, metrics).await?;
         let store = common.store();
         // The first request should not pay for the first connection.
         store.ping().await?;
@@ -417,7 +435,8 @@ impl Api {
         let [small, bulk] = carriers.map(|carrier| tokio::spawn(carrier.run()));
         let producer =
             tokio::spawn(producer.run(common.redis.commands()?, later.subscribe(), STREAM_PATIENCE));
-        let _ = ready.send(address(&server, port)?);
+        let _ = ready.send((address(&server, config.http.port)?, beside.address()));
+        let beside = tokio::spawn(beside.run(later.subscribe()));
         server.run(Arc::new(gateway), stop).await;
         // In this order nothing that was accepted is left behind: commits first, then their entries.
         queue.close();
@@ -428,12 +447,18 @@ impl Api {
         later.send_replace(true);
         let _ = producer.await;
         let _ = lookup.await;
+        let _ = beside.await;
         Ok(())
     }
 }
 
-async fn bind(config: &Config, port: u16, connections: metrics::Gauge) -> Result<Server, Error> {
-    Server::bind(&config.http, port, connections).await.map_err(|source| Error::Bind { port, source })
+async fn bind(
+    settings: &config::Http,
+    address: SocketAddr,
+    connections: metrics::Gauge,
+) -> Result<Server, Error> {
+    let bound = Server::bind(settings, address, connections).await;
+    bound.map_err(|source| Error::Bind { port: address.port(), source })
 }
 
 fn address(server: &Server, port: u16) -> Result<SocketAddr, Error> {

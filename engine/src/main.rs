@@ -76,6 +76,9 @@ enum Command {
     /// Write, check, try and upload a webhook's own module.
     #[command(subcommand)]
     Transform(commands::transform::Command),
+    /// Encrypt webhooks' secrets in Postgres.
+    #[command(subcommand)]
+    Secrets(commands::secrets::Command),
     /// What a running process starts for each module that it compiles.
     #[command(hide = true)]
     CompileTransform,
@@ -149,7 +152,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     raise_file_limit();
     match cli.command {
         None => Err(Failure::Usage(
-            "say what to do: dev, serve, migrate, reconcile, healthcheck or transform (see --help)"
+            "say what to do: dev, serve, migrate, reconcile, healthcheck, secrets or transform (see --help)"
                 .to_owned(),
         )),
         Some(Command::Dev(options)) => Ok(dev::run(config, options, terminated()).await?),
@@ -158,6 +161,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Some(Command::Migrate) => migrate_database(&config).await,
         Some(Command::Healthcheck { role }) => healthcheck(&config, roles(role)).await,
         Some(Command::Transform(command)) => Ok(commands::transform::run(&config, command).await?),
+        Some(Command::Secrets(command)) => Ok(commands::secrets::run(&config, command).await?),
         // Done in `main` already.
         Some(Command::CompileTransform) => Ok(()),
     }
@@ -275,17 +279,7 @@ async fn migrate_database(config: &Config) -> Result<(), Failure> {
 }
 
 async fn healthcheck(config: &Config, roles: Roles) -> Result<(), Failure> {
-    let host = if config.http.listen.is_unspecified() {
-        std::net::Ipv4Addr::LOCALHOST.into()
-    } else {
-        config.http.listen
-    };
-    let ports = [(roles.api(), config.http.port), (roles.dispatcher(), config.http.dispatcher_port)];
-    for port in ports.into_iter().filter(|(wanted, _)| *wanted).map(|(_, port)| port) {
-        let address = std::net::SocketAddr::new(host, port);
-        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(3)).build()?;
-        client.get(format!("http://{address}/health")).send().await?.error_for_status()?;
-    }
+    commands::healthcheck::run(config, roles).await?;
     println!("ok");
     Ok(())
 }

@@ -48,6 +48,13 @@ macro_rules! catalogue {
 catalogue! {
     Http "The gateway's server." {
         connections: Gauge "eventpulse_http_connections" "Open connections to the gateway.";
+        tls_done: Counter "eventpulse_gateway_tls_handshakes_total" ["outcome" = "done"] "TLS handshakes of the gateway, by outcome.";
+        tls_failed: Counter "eventpulse_gateway_tls_handshakes_total" ["outcome" = "failed"] "TLS handshakes of the gateway, by outcome.";
+        tls_late: Counter "eventpulse_gateway_tls_handshakes_total" ["outcome" = "timed_out"] "TLS handshakes of the gateway, by outcome.";
+        tls_full: Counter "eventpulse_gateway_tls_handshakes_total" ["outcome" = "full"] "TLS handshakes of the gateway, by outcome.";
+        certificate_expires: Gauge "eventpulse_gateway_certificate_expires_seconds" "Time until the gateway's certificate is over, below zero after it; NaN without TLS.";
+        certificate_loaded: Counter "eventpulse_gateway_certificate_changes_total" ["outcome" = "used"] "Changes of the certificate's files that were seen, by what became of them.";
+        certificate_refused: Counter "eventpulse_gateway_certificate_changes_total" ["outcome" = "refused"] "Changes of the certificate's files that were seen, by what became of them.";
         ok: Counter "eventpulse_http_responses_total" ["class" = "2xx"] "Responses of the gateway by class of status.";
         refused: Counter "eventpulse_http_responses_total" ["class" = "4xx"] "Responses of the gateway by class of status.";
         failed: Counter "eventpulse_http_responses_total" ["class" = "5xx"] "Responses of the gateway by class of status.";
@@ -148,6 +155,7 @@ catalogue! {
         retried: Counter "eventpulse_deliver_attempts_total" ["outcome" = "retry"] "Attempts by outcome.";
         dead: Counter "eventpulse_deliver_attempts_total" ["outcome" = "dead"] "Attempts by outcome.";
         filtered: Counter "eventpulse_deliver_attempts_total" ["outcome" = "filtered"] "Attempts by outcome.";
+        unsigned: Counter "eventpulse_deliver_unsigned_total" "Attempts that failed because the secret could not be read: a key is missing.";
         in_flight: Gauge "eventpulse_deliver_in_flight" "Requests in flight.";
         seconds: Histogram "eventpulse_deliver_seconds" "Time of one attempt.";
         opened: Counter "eventpulse_deliver_connections_opened_total" "Connections opened to endpoints.";
@@ -256,9 +264,12 @@ impl Metrics {
         let handle = recorder.handle();
         metrics::with_local_recorder(&recorder, || {
             describe();
+            // Without TLS there is nothing to expire, which zero would not say.
+            let http = Http::new();
+            http.certificate_expires.set(f64::NAN);
             metrics::gauge!("eventpulse_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
             Metrics {
-                http: Http::new(),
+                http,
                 ingest: Ingest::new(),
                 stream: Stream::new(),
                 dispatch: Dispatch::new(),

@@ -281,8 +281,8 @@ pub struct Webhook {
     pub id: WebhookId,
     pub account: AccountId,
     pub url: String,
-    /// `whsec_` and 32 bytes in base64.
-    pub secret: String,
+    /// `whsec_` and 32 bytes in base64; none when it is encrypted and its key is not here: then nothing can be signed.
+    pub secret: Option<String>,
     /// The one before, which signs too until then.
     pub secret_before: Option<(String, Timestamp)>,
     /// Exact names, or prefixes ending in `.*`; none stands for every type.
@@ -380,7 +380,7 @@ mod tests {
             id: WebhookId(1),
             account: AccountId(1),
             url: String::new(),
-            secret: String::new(),
+            secret: None,
             secret_before: None,
             event_types: types.map(|t| t.iter().map(|s| (*s).to_owned()).collect()),
             state: State::Active,

@@ -43,7 +43,7 @@ pub enum Error {
 pub async fn run(config: &Config, options: Options) -> Result<(), Error> {
     let store = Store::new(config.database_url.reveal(), 1)?;
     let identity = store.identity().await?;
-    let redis = Redis::new(config.redis_url.reveal(), config.stream.reply_timeout)?;
+    let redis = Redis::new(config.redis_url.reveal(), &config.stream.roots, config.stream.reply_timeout)?;
     let keys = Keys::new(&identity.engine, 0);
     let mut epochs = Epochs::new(redis.commands()?, keys, identity.history);
     if !options.check {

@@ -4,18 +4,28 @@
 //! `.env`), flags. `EVENTPULSE_SECTION__FIELD` names a field in the environment; the few well-known
 //! variables (`DATABASE_URL`, `PORT`, ...) are listed in [`load::ALIASES`].
 
+pub mod certificate;
+pub mod keys;
+pub mod list;
 pub mod load;
 pub mod proxy;
 pub mod roots;
 mod validate;
 pub mod value;
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
 pub use self::load::{Error, load};
-use self::value::{Schedule, Secret, span};
+use self::{
+    list::List,
+    value::{Schedule, Secret, span},
+};
 
 macro_rules! section {
     ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident : $ty:ty = $default:expr,)* }) => {
@@ -32,6 +42,11 @@ macro_rules! section {
     };
 }
 
+// Behind the macro, which it uses.
+mod edge;
+
+pub use self::edge::{Admin, Gateway, Targets};
+
 /// Workers of one process.
 const WORKERS_MAX: usize = 16;
 
@@ -42,7 +57,12 @@ section!(
         database_url: Secret = Secret::default(),
         /// `REDIS_URL`. Redis 7.0 or later, or Valkey 8; `redis://`, `rediss://` or `unix://`. No default.
         redis_url: Secret = Secret::default(),
+        /// `EVENTPULSE_SECRETS_KEY`: 32 bytes in base64 that secrets of webhooks are encrypted with at rest; several, separated by
+        /// commas, where the first encrypts and all decrypt. Lost, no delivery can be signed.
+        secrets_key: Secret = Secret::default(),
         http: Http = Http::default(),
+        gateway: Gateway = Gateway::default(),
+        admin: Admin = Admin::default(),
         registration: Registration = Registration::default(),
         targets: Targets = Targets::default(),
         ingest: Ingest = Ingest::default(),
@@ -102,15 +122,6 @@ section!(
 );
 
 section!(
-    /// Where webhooks may point.
-    Targets {
-        /// `ALLOW_PRIVATE_TARGETS`: lets webhooks reach loopback, private and link-local addresses.
-        /// On for development; in production it lets a tenant reach your own network.
-        allow_private: bool = false,
-    }
-);
-
-section!(
     /// From request to commit.
     Ingest {
         /// Events waiting for a commit. Past it a producer gets 503 at once.
@@ -159,6 +170,8 @@ section!(
         /// Committed batches in memory that Redis has not taken yet. Past it they wait in Postgres alone
         /// and come back in order once Redis does.
         unsent_max: usize = 65_536,
+        /// A PEM file of the certificate authorities that a `rediss://` server may have; empty for the public ones.
+        roots: String = String::new(),
         /// Longest wait for a Redis reply. An XADD past it counts as unknown and is sent again for check.
         #[serde(with = "span")]
         reply_timeout: Duration = Duration::from_secs(2),
@@ -301,6 +314,9 @@ section!(
         idle_max: usize = 4096,
         /// `http://host:port` of a proxy that all calls go through by CONNECT, with `user:password@` if it wants them.
         proxy: Secret = Secret::default(),
+        /// Name servers, each `address:port`, in place of those of `/etc/resolv.conf`. Ones that know no internal names
+        /// tell tenants nothing of them.
+        name_servers: List<SocketAddr> = List::default(),
         /// A PEM file of certificate authorities that endpoints may have beside the public ones.
         extra_roots: String = String::new(),
         /// Bytes of a reply that are read; the rest closes the connection.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Config, Roles, load::Error, proxy::Proxy, roots};
+use super::{Config, Roles, certificate::Pair, keys, load::Error, proxy::Proxy, roots};
 
 impl Config {
     /// # Errors
@@ -140,12 +140,38 @@ impl Config {
         );
         need(!self.deliver.timeout.is_zero(), "deliver.timeout must not be zero");
         need(!self.deliver.age_max.is_zero(), "deliver.age_max must not be zero");
+        let gateway = &self.gateway;
+        need(
+            gateway.tls_cert.is_empty() == gateway.tls_key.is_empty(),
+            "gateway.tls_cert and gateway.tls_key must be set together",
+        );
+        need(
+            gateway.tls_reload_every >= Duration::from_millis(10) && !gateway.tls_handshake_timeout.is_zero(),
+            "gateway.tls_reload_every must be at least 10ms, and gateway.tls_handshake_timeout above zero",
+        );
+        if !gateway.tls_cert.is_empty()
+            && !gateway.tls_key.is_empty()
+            && let Err(problem) = Pair::read(&gateway.tls_cert, &gateway.tls_key)
+                .and_then(|pair| pair.chain().and_then(|_| pair.key()))
+        {
+            need(false, &format!("gateway.tls_cert or tls_key: {problem}"));
+        }
+        if let Err(problem) = keys::parse(&self.secrets_key) {
+            need(false, &format!("EVENTPULSE_SECRETS_KEY {problem}"));
+        }
         if let Err(problem) = Proxy::parse(&self.deliver.proxy) {
             need(false, &format!("deliver.proxy {problem}"));
         }
         if let Err(problem) = roots::read(&self.deliver.extra_roots) {
             need(false, &format!("deliver.extra_roots {problem}"));
         }
+        if let Err(problem) = roots::read(&self.stream.roots) {
+            need(false, &format!("stream.roots {problem}"));
+        }
+        need(
+            self.stream.roots.is_empty() || self.redis_url.reveal().starts_with("rediss://"),
+            "stream.roots is set, but redis_url is not rediss://, so nothing would be encrypted",
+        );
         need(self.retry.jitter_percent <= 100, "retry.jitter_percent must be within 0..100");
         need(
             self.dlq.retention <= Duration::from_secs(3650 * 86_400),

@@ -57,6 +57,34 @@ pub(crate) mod span {
     }
 }
 
+/// A value that may be missing: empty text then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Maybe<T>(pub Option<T>);
+
+impl<T> Default for Maybe<T> {
+    fn default() -> Maybe<T> {
+        Maybe(None)
+    }
+}
+
+impl<T: fmt::Display> Serialize for Maybe<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            Some(value) => serializer.collect_str(value),
+            None => serializer.serialize_str(""),
+        }
+    }
+}
+
+impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Maybe<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Maybe<T>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let read =
+            |text: &str| text.parse().map_err(|error| de::Error::custom(format_args!("{text:?}: {error}")));
+        Ok(Maybe((!text.is_empty()).then(|| read(&text)).transpose()?))
+    }
+}
+
 /// The waits between attempts, at most 100 of at most 30 days each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule(Vec<Duration>);

@@ -52,14 +52,14 @@ impl Client {
     pub fn new(
         settings: &config::Deliver,
         retry_after_max: Duration,
-        allow_private: bool,
+        targets: &config::Targets,
         metrics: Arc<Metrics>,
     ) -> Result<Client, config::Error> {
         let limits = Limits { idle: settings.idle, age_max: settings.age_max, idle_max: settings.idle_max };
         Ok(Client {
             inner: Arc::new(Inner {
                 pool: Pool::new(limits, metrics.clone()),
-                connector: Connector::new(settings, allow_private, metrics.clone())?,
+                connector: Connector::new(settings, targets.clone(), metrics.clone())?,
                 reply_bytes_max: settings.reply_bytes_max,
                 retry_after_max,
                 metrics,

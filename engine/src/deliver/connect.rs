@@ -8,16 +8,17 @@ use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
+    address::permits,
     conn::{H1, H2},
     dns::{self, Dns},
     origin::Origin,
     outcome::Failure,
     pool::Pool,
     proxy,
-    target::{is_private_host, is_public},
+    target::{is_open, is_refused_host},
 };
 use crate::{
-    config::{self, proxy::Proxy, roots},
+    config::{self, Targets, proxy::Proxy, roots},
     metrics::Metrics,
 };
 
@@ -32,7 +33,7 @@ pub(super) struct Connector {
     tls: TlsConnector,
     proxy: Option<Proxy>,
     timeout: Duration,
-    allow_private: bool,
+    targets: Targets,
     metrics: Arc<Metrics>,
 }
 
@@ -41,7 +42,7 @@ impl Connector {
     /// Names the setting that cannot be used.
     pub(super) fn new(
         settings: &config::Deliver,
-        allow_private: bool,
+        targets: Targets,
         metrics: Arc<Metrics>,
     ) -> Result<Connector, config::Error> {
         let problem = |name: &str, text: String| config::Error(vec![format!("deliver.{name} {text}")]);
@@ -49,11 +50,11 @@ impl Connector {
         let tls = tls(&settings.extra_roots).map_err(|e| problem("extra_roots", e))?;
         Ok(Connector {
             // Less than the whole, so that a name without an answer is told from a host without one.
-            dns: Dns::new(settings.connect_timeout * 4 / 5, metrics.clone()),
+            dns: Dns::new(&settings.name_servers, settings.connect_timeout * 4 / 5, metrics.clone()),
             tls: TlsConnector::from(Arc::new(tls)),
             proxy,
             timeout: settings.connect_timeout,
-            allow_private,
+            targets,
             metrics,
         })
     }
@@ -72,10 +73,13 @@ impl Connector {
     }
 
     async fn opened(&self, origin: &Origin, pool: &Arc<Pool>) -> Result<Opened, Failure> {
+        if !is_open(&self.targets, origin.port) {
+            return Err(Failure::Blocked);
+        }
         let stream = match &self.proxy {
             Some(proxy) => self.through(proxy, origin).await?,
             None => {
-                let allowed = |address: &SocketAddr| self.allow_private || is_public(address.ip());
+                let allowed = |address: &SocketAddr| permits(&self.targets, address.ip());
                 self.direct(origin.host(), origin.port, allowed).await?
             }
         };
@@ -108,7 +112,7 @@ impl Connector {
             Ok(ip) => vec![SocketAddr::new(ip, port)],
             Err(_) => {
                 let found = self.dns.lookup(host).await.map_err(unresolved)?;
-                found.iter().map(|ip| SocketAddr::new(*ip, port)).filter(&allowed).collect()
+                found.iter().map(|ip| SocketAddr::new(*ip, port)).collect()
             }
         };
         let found: Vec<SocketAddr> = found.into_iter().filter(allowed).collect();
@@ -134,7 +138,7 @@ impl Connector {
     /// Connects by way of the proxy, which looks the name up. What is written as a private address needs no look-up
     /// to be refused.
     async fn through(&self, proxy: &Proxy, origin: &Origin) -> Result<TcpStream, Failure> {
-        if !self.allow_private && is_private_host(origin.authority.host()) {
+        if is_refused_host(&self.targets, origin.authority.host()) {
             return Err(Failure::Blocked);
         }
         let unreachable = |error: io::Error| Failure::Proxy(Box::new(proxy::Error::Unreachable(error)));

@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -14,7 +14,7 @@ use std::{
 
 use hickory_resolver::{
     TokioResolver,
-    config::{LookupIpStrategy, ResolverConfig},
+    config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig},
     net::{NetError, runtime::TokioRuntimeProvider},
 };
 use lru::LruCache;
@@ -87,11 +87,12 @@ impl Error {
 }
 
 impl Dns {
-    pub(super) fn new(patience: Duration, metrics: Arc<Metrics>) -> Dns {
+    /// Asks `servers`, or without any the system's.
+    pub(super) fn new(servers: &[SocketAddr], patience: Duration, metrics: Arc<Metrics>) -> Dns {
         let failures = NonZeroUsize::new(NAMES_KEPT).expect("not zero");
         let state = State { flights: HashMap::new(), failed: LruCache::new(failures) };
         Dns(Arc::new(Inner {
-            resolver: resolver(patience).map_err(Arc::new),
+            resolver: resolver(servers, patience).map_err(Arc::new),
             lookups: Semaphore::new(LOOKUPS_MAX),
             state: Mutex::new(state),
             patience,
@@ -176,15 +177,20 @@ impl Drop for Flight {
     }
 }
 
-fn resolver(patience: Duration) -> Result<TokioResolver, NetError> {
-    // Without name servers `/etc/hosts` and `localhost` still work.
-    let mut builder = TokioResolver::builder_tokio().unwrap_or_else(|error| {
-        tracing::warn!(error = crate::chain(&error), "no name servers: only /etc/hosts is read");
-        TokioResolver::builder_with_config(
-            ResolverConfig::from_parts(None, Vec::new(), Vec::new()),
-            TokioRuntimeProvider::default(),
-        )
-    });
+fn resolver(servers: &[SocketAddr], patience: Duration) -> Result<TokioResolver, NetError> {
+    let with = |servers| {
+        let config = ResolverConfig::from_parts(None, Vec::new(), servers);
+        TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+    };
+    let mut builder = if servers.is_empty() {
+        // Without name servers `/etc/hosts` and `localhost` still work.
+        TokioResolver::builder_tokio().unwrap_or_else(|error| {
+            tracing::warn!(error = crate::chain(&error), "no name servers: only /etc/hosts is read");
+            with(Vec::new())
+        })
+    } else {
+        with(servers.iter().map(name_server).collect())
+    };
     let options = builder.options_mut();
     options.timeout = options.timeout.min(patience / 2);
     options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
@@ -195,13 +201,21 @@ fn resolver(patience: Duration) -> Result<TokioResolver, NetError> {
     builder.build()
 }
 
+fn name_server(address: &SocketAddr) -> NameServerConfig {
+    let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+        connection.port = address.port();
+        connection
+    });
+    NameServerConfig::new(address.ip(), true, connections.into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[tokio::test]
     async fn localhost_needs_no_server() {
-        let dns = Dns::new(Duration::from_secs(5), Arc::new(Metrics::new()));
+        let dns = Dns::new(&[], Duration::from_secs(5), Arc::new(Metrics::new()));
         for name in ["localhost", "LOCALHOST", "localhost."] {
             let found = dns.lookup(name).await.unwrap();
             assert!(!found.is_empty() && found.iter().all(IpAddr::is_loopback), "{name}: {found:?}");
@@ -211,7 +225,7 @@ mod tests {
 
     #[tokio::test]
     async fn callers_of_one_name_share_a_look_up_and_its_failure() {
-        let dns = Dns::new(Duration::from_secs(5), Arc::new(Metrics::new()));
+        let dns = Dns::new(&[], Duration::from_secs(5), Arc::new(Metrics::new()));
         // Kept busy, the name waits for its turn, as behind a server that does not answer.
         let busy = dns.0.lookups.acquire_many(LOOKUPS_MAX as u32).await.unwrap();
         let calls: Vec<_> = (0..20)

@@ -38,7 +38,8 @@ const AGENT: &str = concat!("EventPulse/", env!("CARGO_PKG_VERSION"));
 pub struct Target {
     pub webhook: Webhook,
     uri: Uri,
-    signer: Signer,
+    /// None when the secret cannot be read.
+    signer: Option<Signer>,
     /// Of the secret before, until then.
     before: Option<(Signer, Timestamp)>,
     /// The account's own, read once.
@@ -55,7 +56,7 @@ impl Target {
         };
         Some(Target {
             uri: webhook.url.parse().ok()?,
-            signer: Signer::new(&webhook.secret),
+            signer: webhook.secret.as_deref().map(Signer::new),
             before: webhook.secret_before.as_ref().map(|(secret, until)| (Signer::new(secret), *until)),
             headers: webhook.own.headers.iter().filter_map(read).collect(),
             webhook,
@@ -68,7 +69,8 @@ impl Target {
         format!("msg_{}_{}_{}", event.id, event.created_at.0, self.webhook.id)
     }
 
-    /// The request of one attempt with this body, signed for `now`.
+    /// The request of one attempt with this body, signed for `now`; none when the secret cannot be read, since whatever else
+    /// signed it would be wrong.
     pub fn request(
         &self,
         event: &Event,
@@ -76,12 +78,12 @@ impl Target {
         now: Timestamp,
         content: &Content,
         body: Bytes,
-    ) -> Request<Full<Bytes>> {
+    ) -> Option<Request<Full<Bytes>>> {
         self.signed(&self.delivery_id(event), event, tried, now, content, body)
     }
 
     /// The request of a test: an event that stands nowhere, under an id that no delivery has.
-    pub fn test_request(&self, now: Timestamp) -> Request<Full<Bytes>> {
+    pub fn test_request(&self, now: Timestamp) -> Option<Request<Full<Bytes>>> {
         let payload = format!("{{\"message\":\"a test from EventPulse\",\"time\":\"{now}\"}}");
         let event = Event {
             id: EventId(0),
@@ -103,7 +105,8 @@ impl Target {
         now: Timestamp,
         content: &Content,
         body: Bytes,
-    ) -> Request<Full<Bytes>> {
+    ) -> Option<Request<Full<Bytes>>> {
+        let signer = self.signer.as_ref()?;
         let timestamp = now.seconds().to_string();
         let mut request = Request::new(Full::new(body.clone()));
         *request.method_mut() = hyper::Method::POST;
@@ -125,13 +128,13 @@ impl Target {
         // Who knows one secret only has to find its signature: the header with room for two has both, and the other stays the
         // old one's for as long as that counts.
         let before = self.before.as_ref().filter(|(_, until)| now < *until).map(|(signer, _)| signer);
-        let mut standard = self.signer.standard(id, &timestamp, &body);
+        let mut standard = signer.standard(id, &timestamp, &body);
         if let Some(before) = before {
             standard.push(' ');
             standard.push_str(&before.standard(id, &timestamp, &body));
-            set("x-eventpulse-signature-next", &self.signer.seed(&body));
+            set("x-eventpulse-signature-next", &signer.seed(&body));
         }
-        set("x-eventpulse-signature", &before.unwrap_or(&self.signer).seed(&body));
+        set("x-eventpulse-signature", &before.unwrap_or(signer).seed(&body));
         set("x-eventpulse-event-id", &event.id.to_string());
         set("x-eventpulse-event-type", &event.kind);
         set("x-eventpulse-attempt", &tried.attempt.to_string());
@@ -140,7 +143,7 @@ impl Target {
         set("webhook-id", id);
         headers.insert(CONTENT_TYPE, content_type);
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
-        request
+        Some(request)
     }
 }
 
@@ -182,7 +185,7 @@ mod tests {
             id: WebhookId(3),
             account: AccountId(1),
             url: "http://example.com/hook?a=b".into(),
-            secret: "whsec_AAAA".into(),
+            secret: Some("whsec_AAAA".into()),
             secret_before: None,
             event_types: None,
             state: State::Active,
@@ -195,9 +198,9 @@ mod tests {
         let event = event("order.créé", b"1");
         let mut tried = Try::FIRST;
         let body = Content::Original.body(&event);
-        let one = target.request(&event, tried, Timestamp(5_000), &Content::Original, body.clone());
+        let one = target.request(&event, tried, Timestamp(5_000), &Content::Original, body.clone()).unwrap();
         tried.attempt = 2;
-        let two = target.request(&event, tried, Timestamp(9_000), &Content::Original, body);
+        let two = target.request(&event, tried, Timestamp(9_000), &Content::Original, body).unwrap();
         assert_eq!(one.headers()["webhook-id"], "msg_7_1704067200123_3");
         assert_eq!(one.headers()["webhook-id"], two.headers()["webhook-id"]);
         assert_eq!(two.headers()["x-eventpulse-attempt"], "2");

@@ -5,6 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hyper::Uri;
 
+use super::address::permits;
+use crate::config::Targets;
+
 /// Bytes of a webhook's URL.
 const URL_BYTES_MAX: usize = 2048;
 
@@ -17,12 +20,17 @@ pub enum Refused {
     TooLong,
     #[error("`url` must not hold a user name or password; use a secret path or the signature instead")]
     UserInfo,
-    #[error("`url` points to a private or local address, which this deployment does not allow")]
+    #[error("`url` points to a private or local address, or to one that this deployment does not allow")]
     Private,
+    #[error("`url` has a port that this deployment does not allow")]
+    Port,
 }
 
 /// Checks a URL as far as it can be without resolving its host.
-pub fn check_url(url: &str, allow_private: bool) -> Result<Uri, Refused> {
+///
+/// # Errors
+/// Says what is wrong with it, in words for its owner.
+pub fn check_url(url: &str, targets: &Targets) -> Result<Uri, Refused> {
     if url.len() > URL_BYTES_MAX {
         return Err(Refused::TooLong);
     }
@@ -36,31 +44,59 @@ pub fn check_url(url: &str, allow_private: bool) -> Result<Uri, Refused> {
     }
     let host = authority.host();
     let port = authority.as_str().strip_prefix(host).unwrap_or_default();
-    if host.is_empty()
+    if !is_host(host)
         || url.contains('#')
         || port == ":"
         || (!port.is_empty() && authority.port_u16().is_none_or(|p| p == 0))
     {
         return Err(Refused::NotHttp);
     }
-    if !allow_private && is_private_host(host) {
+    if is_refused_host(targets, host) {
         return Err(Refused::Private);
+    }
+    let usual = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+    if !is_open(targets, authority.port_u16().unwrap_or(usual)) {
+        return Err(Refused::Port);
     }
     Ok(uri)
 }
 
-/// Whether a host is written as an address that may not be called, or is a name for one.
-pub(super) fn is_private_host(host: &str) -> bool {
-    let bare = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.');
-    if let Ok(ip) = bare.parse::<IpAddr>() {
-        return !is_public(ip);
+/// Whether a host is written as an address that may not be called, or is a name for one. What is no address and no
+/// name is for nobody to call.
+pub(super) fn is_refused_host(targets: &Targets, host: &str) -> bool {
+    let Ok(ip) = bare(host).parse::<IpAddr>() else {
+        let name = bare(host).to_ascii_lowercase();
+        let local = name == "localhost" || name.ends_with(".localhost");
+        let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        return local && !loopback.into_iter().any(|ip| permits(targets, ip))
+            // Resolvers take 0x7f.1, 2130706433 and 017700000001 for addresses. A last label of digits only, or
+            // in hex, is no name of the public DNS.
+            || !targets.allow_private && name.rsplit('.').next().is_some_and(is_number);
+    };
+    !permits(targets, ip)
+}
+
+/// Whether webhooks may reach a port.
+pub(super) fn is_open(targets: &Targets, port: u16) -> bool {
+    targets.ports.is_empty() || targets.ports.iter().any(|ports| ports.contains(port))
+}
+
+/// A host without brackets, and without the dot that ends an absolute name.
+fn bare(host: &str) -> &str {
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    host.strip_suffix('.').unwrap_or(host)
+}
+
+/// Whether a host is an address, or made of what names are made of.
+fn is_host(host: &str) -> bool {
+    if host.starts_with('[') {
+        return bare(host).parse::<Ipv6Addr>().is_ok() && host.ends_with(']');
     }
-    let name = bare.to_ascii_lowercase();
-    name == "localhost"
-        || name.ends_with(".localhost")
-        // Resolvers take 0x7f.1, 2130706433 and 017700000001 for addresses. A last label of digits only, or
-        // in hex, is no name of the public DNS.
-        || name.rsplit('.').next().is_some_and(is_number)
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+    };
+    host.len() <= 254 && bare(host).split('.').all(is_label)
 }
 
 fn is_number(label: &str) -> bool {
@@ -71,111 +107,24 @@ fn is_number(label: &str) -> bool {
     }
 }
 
-/// Whether an address belongs to the public internet, by the IANA special-purpose registries.
-pub fn is_public(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => is_public_v4(ip),
-        IpAddr::V6(ip) => is_public_v6(ip),
-    }
-}
-
-fn is_public_v4(ip: Ipv4Addr) -> bool {
-    let [a, b, c, _] = ip.octets();
-    !(a == 0
-        || a == 10
-        || a == 127
-        || (a == 100 && (64..128).contains(&b))
-        || (a == 169 && b == 254)
-        || (a == 172 && (16..32).contains(&b))
-        || (a == 192 && b == 0 && (c == 0 || c == 2))
-        || (a == 192 && b == 88 && c == 99)
-        || (a == 192 && b == 168)
-        || (a == 198 && (b == 18 || b == 19))
-        || (a == 198 && b == 51 && c == 100)
-        || (a == 203 && b == 0 && c == 113)
-        || a >= 224)
-}
-
-fn is_public_v6(ip: Ipv6Addr) -> bool {
-    let s = ip.segments();
-    let embedded = |high: u16, low: u16| {
-        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
-        is_public_v4(Ipv4Addr::new(a, b, c, d))
-    };
-    match s {
-        // ::, ::1, and IPv4 in its deprecated and its mapped form.
-        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] => s[5] == 0xffff && embedded(high, low),
-        // NAT64, where a gateway would turn it into IPv4.
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => embedded(high, low),
-        [0x64, 0xff9b, ..] => false,
-        // 6to4 carries an IPv4 address too.
-        [0x2002, high, low, ..] => embedded(high, low),
-        [0x2001, 0x0db8, ..] => false,
-        // 2001::/23: Teredo, ORCHID and other protocol assignments.
-        [0x2001, second, ..] if second < 0x200 => false,
-        // Only 2000::/3 is global unicast: not unique local, link local, multicast or anything unassigned.
-        [first, ..] => first & 0xe000 == 0x2000,
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     #[test]
-    fn special_addresses_are_not_public() {
-        for ip in [
-            "0.0.0.0",
-            "10.1.2.3",
-            "100.64.0.1",
-            "127.0.0.1",
-            "169.254.169.254",
-            "172.16.0.1",
-            "172.31.255.255",
-            "192.0.0.1",
-            "192.168.1.1",
-            "198.18.0.1",
-            "224.0.0.1",
-            "240.0.0.1",
-            "255.255.255.255",
-            "::",
-            "::1",
-            "::ffff:127.0.0.1",
-            "::ffff:10.0.0.1",
-            "::127.0.0.1",
-            "fe80::1",
-            "fc00::1",
-            "fd12::1",
-            "ff02::1",
-            "64:ff9b::7f00:1",
-            "64:ff9b:1::1",
-            "2002:7f00:1::",
-            "2001::1",
-            "2001:db8::1",
-            "100::1",
-        ] {
-            assert!(!is_public(ip.parse().unwrap()), "{ip}");
-        }
-        for ip in [
-            "1.1.1.1",
-            "8.8.8.8",
-            "100.63.0.1",
-            "172.32.0.1",
-            "2606:4700::1111",
-            "64:ff9b::808:808",
-            "::ffff:8.8.8.8",
-        ] {
-            assert!(is_public(ip.parse().unwrap()), "{ip}");
-        }
-    }
-
-    #[test]
     fn urls_are_checked_before_anything_is_resolved() {
-        assert!(check_url("https://example.com/hook?x=1", false).is_ok());
-        assert!(check_url("http://example.com:8080/", false).is_ok());
-        assert!(check_url("http://127.0.0.1:9/", true).is_ok());
+        let any = Targets { allow_private: true, ..Targets::default() };
+        for url in [
+            "https://example.com/hook?x=1",
+            "http://example.com:8080/",
+            "https://a_b.example./",
+            "http://8.8.8.8./",
+        ] {
+            assert!(check_url(url, &Targets::default()).is_ok(), "{url}");
+        }
+        for url in ["http://127.0.0.1:9/", "http://localhost/", "http://[::1]/"] {
+            assert!(check_url(url, &any).is_ok(), "{url}");
+        }
         let cases = [
             ("ftp://example.com/", Refused::NotHttp),
             ("example.com/x", Refused::NotHttp),
@@ -194,19 +143,57 @@ mod tests {
             ("http://2130706433/", Refused::Private),
             ("http://0x7f.1/", Refused::Private),
             ("http://017700000001/", Refused::Private),
+            ("http://0177.0.0.1/", Refused::Private),
+            ("http://0X7F.1/", Refused::Private),
+            ("http://127.1/", Refused::Private),
+            ("http://127.0.0.1./", Refused::Private),
+            ("http://[::ffff:10.0.0.1]/", Refused::Private),
+            ("http://[::10.0.0.1]/", Refused::Private),
+            ("http://[64:ff9b:1::808:808]/", Refused::Private),
+            ("http://[2002:7f00:1::]/", Refused::Private),
+            ("http://[fe80::1%25eth0]/", Refused::NotHttp),
+            ("http://[127.0.0.1]/", Refused::NotHttp),
+            ("http://127.0.0.1../", Refused::NotHttp),
+            ("http://a..example/", Refused::NotHttp),
+            ("http://.example/", Refused::NotHttp),
+            ("http://127.0.0.1%2e/", Refused::NotHttp),
+            ("http://exam!ple.com/", Refused::NotHttp),
         ];
         for (url, refused) in cases {
-            assert_eq!(check_url(url, false), Err(refused), "{url}");
+            assert_eq!(check_url(url, &Targets::default()), Err(refused), "{url}");
         }
         let long = format!("http://example.com/{}", "x".repeat(2048));
-        assert_eq!(check_url(&long, false), Err(Refused::TooLong));
+        assert_eq!(check_url(&long, &Targets::default()), Err(Refused::TooLong));
     }
 
-    proptest! {
-        #[test]
-        fn a_mapped_address_is_judged_as_the_address(octets: [u8; 4]) {
-            let v4 = Ipv4Addr::from(octets);
-            prop_assert_eq!(is_public(v4.into()), is_public(v4.to_ipv6_mapped().into()));
+    #[test]
+    fn lists_open_and_close_what_is_written_out() {
+        let targets = Targets {
+            allow: "10.1.0.0/16,127.0.0.1".parse().unwrap(),
+            deny: "10.1.2.0/24,192.0.3.0/24".parse().unwrap(),
+            ports: "80,443,8000-8999".parse().unwrap(),
+            ..Targets::default()
+        };
+        for (url, expected) in [
+            ("http://10.1.0.1/", None),
+            ("https://10.1.0.1/", None),
+            ("http://localhost:8000/", None),
+            ("http://10.1.2.1/", Some(Refused::Private)),
+            ("http://10.2.0.1/", Some(Refused::Private)),
+            ("http://192.0.3.1/", Some(Refused::Private)),
+            ("http://[::ffff:192.0.3.1]/", Some(Refused::Private)),
+            ("http://2130706433/", Some(Refused::Private)),
+            ("https://example.com:8999/", None),
+            ("https://example.com:22/", Some(Refused::Port)),
+            ("http://example.com:9000/", Some(Refused::Port)),
+        ] {
+            assert_eq!(check_url(url, &targets).err(), expected, "{url}");
         }
+        let all = Targets { allow_private: true, deny: "127.0.0.0/8".parse().unwrap(), ..Targets::default() };
+        assert_eq!(check_url("http://127.0.0.1/", &all), Err(Refused::Private));
+        assert!(
+            check_url("http://localhost/", &all).is_ok(),
+            "it may be ::1, which the connection is to find out"
+        );
     }
 }

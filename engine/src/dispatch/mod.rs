@@ -325,12 +325,7 @@ impl Context {
                     probe_max: config.lane.probe_max,
                 },
             }),
-            client: Client::new(
-                deliver,
-                config.retry.retry_after_max,
-                config.targets.allow_private,
-                metrics.clone(),
-            )?,
+            client: Client::new(deliver, config.retry.retry_after_max, &config.targets, metrics.clone())?,
             recorder,
             policy: Policy::new(&config.retry, deliver.timeout),
             kept: Kept { success: deliver.success_bytes_kept, failure: deliver.failure_bytes_kept },

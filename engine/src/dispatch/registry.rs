@@ -10,7 +10,7 @@ use lru::LruCache;
 
 use crate::{
     deliver::Target,
-    model::{AccountId, WebhookId},
+    model::{AccountId, Webhook, WebhookId},
     store::{Error, Store},
 };
 
@@ -104,6 +104,7 @@ impl Registry {
         let mut loaded = Vec::with_capacity(accounts.len());
         for account in accounts {
             let theirs = rows.extract_if(.., |w| w.account == *account);
+            let theirs = theirs.inspect(tell_of_secret);
             let targets: Vec<Arc<Target>> = theirs.filter_map(Target::new).map(Arc::new).collect();
             loaded.push((*account, Arc::new(targets)));
         }
@@ -122,5 +123,13 @@ impl Registry {
     pub async fn webhook(&self, account: AccountId, id: WebhookId) -> Result<Option<Arc<Target>>, Error> {
         let webhooks = self.webhooks(&[account]).await?;
         Ok(webhooks[0].iter().find(|t| t.webhook.id == id).cloned())
+    }
+}
+
+/// Says once for each time a webhook is loaded what its failed attempts cannot say to an operator.
+fn tell_of_secret(webhook: &Webhook) {
+    if webhook.secret.is_none() {
+        let webhook = webhook.id;
+        tracing::error!(%webhook, "secret not readable, deliveries fail: EVENTPULSE_SECRETS_KEY lacks its key");
     }
 }

@@ -176,6 +176,7 @@ async fn send(
     let timeout = delivery.target.webhook.own.timeout.unwrap_or(context.config.deliver.timeout);
     let (tried, now) = (delivery.tried, Timestamp::now());
     let request = delivery.target.request(&delivery.event, tried, now, &content, sent.body.clone());
+    let Some(request) = request else { return unsigned(context, delivery).await };
     let call = context.client.call(request, timeout);
     let done = held(context, &mut delivery, hold_over, Some(&sent), call).await;
     let verdict = outcome::judge(done, context.kept);
@@ -189,6 +190,13 @@ async fn send(
     let record = record(context, &delivery, verdict, disabled, Some(&sent));
     settle(context, delivery, record).await;
     outcome
+}
+
+/// A failed attempt: whoever set the keys of this process may mend it before the last one. The registry has told.
+async fn unsigned(context: &Context, delivery: Delivery) -> Outcome {
+    context.metrics.deliver.unsigned.increment(1);
+    let error = "the secret of this webhook cannot be read at the moment".to_owned();
+    withhold(context, delivery, Shaped::Failed { code: "secret_unreadable", error }).await
 }
 
 /// Settles a delivery that its transform does not let go, or not now.

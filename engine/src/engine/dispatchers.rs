@@ -1,7 +1,7 @@
 //! The dispatcher's role: workers that share the ring of recent commits, the metrics and nothing else. Each has a thread, its
 //! own connections, and its own name in the consumer group, just as dispatchers of other processes do.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::{oneshot, watch};
@@ -20,7 +20,8 @@ pub(super) async fn run(
 ) -> Result<(), Error> {
     let metrics = common.metrics.clone();
     let port = common.config.http.dispatcher_port;
-    let server = bind(&common.config, port, metrics::Gauge::noop()).await?;
+    let place = SocketAddr::new(common.config.http.listen, port);
+    let server = bind(&common.config.http, place, metrics::Gauge::noop()).await?;
     let workers = common.config.dispatch.workers();
     let config = Arc::new(share(&common.config, workers));
     let mut others = FuturesUnordered::new();
@@ -30,7 +31,7 @@ pub(super) async fn run(
         others.push(thread("dispatcher", move || other(parts, stop))?);
     }
     let first = dispatch::Dispatcher::start(parts(&common, &config, &stream, 0)?, stop.clone())?;
-    let _ = ready.send(address(&server, port)?);
+    let _ = ready.send((address(&server, port)?, None));
     let fault = tokio::select! {
         biased;
         () = server.run(Arc::new(http::Dispatcher { metrics }), stop) => None,

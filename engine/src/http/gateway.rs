@@ -149,6 +149,8 @@ impl Gateway {
             ["webhooks", id, "replay"] if post => replay::replay(self, request, id).await,
             ["webhooks", id, "transform", ref rest @ ..] => transform::route(self, request, id, rest).await,
             ["health"] if get => Ok(reply::health("api-gateway")),
+            // With a port of its own it is nowhere else.
+            ["metrics"] if self.config.admin.address.0.is_some() => Err(ApiError::no_such_path()),
             ["metrics"] if get => Ok(reply::metrics(&self.metrics)),
             ["send-event" | "send-events" | "register-webhook"]
             | ["dlq", "retry"]

@@ -2,6 +2,7 @@
 //!
 //! A crash here loses nothing that was answered with a 2xx: those events are committed.
 
+mod admin;
 mod answer;
 mod api_keys;
 mod asked;
@@ -22,6 +23,7 @@ mod rotate_secret;
 mod server;
 mod settings;
 mod test_event;
+mod tls;
 mod transform;
 mod webhooks;
 mod whole;
@@ -31,7 +33,13 @@ use std::sync::Arc;
 use hyper::{Method, Request, Response, body::Incoming};
 
 pub use self::{
-    connection::Connection, gateway::Gateway, server::Server, test_event::TestCalls, transform::Turns,
+    admin::Admin,
+    connection::Connection,
+    gateway::Gateway,
+    server::Server,
+    test_event::TestCalls,
+    tls::{Tls, Watch},
+    transform::Turns,
 };
 use self::{error::ApiError, reply::Body};
 use crate::metrics::Metrics;

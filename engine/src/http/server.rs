@@ -8,11 +8,12 @@ use hyper_util::{
     server::graceful::{GracefulShutdown, Watcher},
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
 };
 
-use super::{Connection, Service};
+use super::{Connection, Service, Tls};
 use crate::config;
 
 /// A listening server.
@@ -20,23 +21,26 @@ pub struct Server {
     listener: TcpListener,
     settings: config::Http,
     connections: metrics::Gauge,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Server {
-    /// Binds `port` on the configured address.
+    /// Listens on an address.
     ///
     /// # Errors
     /// When the address cannot be had, such as a port in use.
     pub async fn bind(
         settings: &config::Http,
-        port: u16,
+        address: SocketAddr,
         connections: metrics::Gauge,
     ) -> std::io::Result<Server> {
-        Ok(Server {
-            listener: TcpListener::bind((settings.listen, port)).await?,
-            settings: settings.clone(),
-            connections,
-        })
+        let listener = TcpListener::bind(address).await?;
+        Ok(Server { listener, settings: settings.clone(), connections, tls: None })
+    }
+
+    /// Speaks TLS and nothing else.
+    pub fn with_tls(self, tls: Option<Arc<Tls>>) -> Server {
+        Server { tls, ..self }
     }
 
     pub fn address(&self) -> std::io::Result<SocketAddr> {
@@ -71,19 +75,34 @@ impl Server {
             // Answers are written whole; waiting for more to send only delays them.
             let _ = stream.set_nodelay(true);
             limit_unread(&stream, self.settings.header_timeout);
-            let served = protocols.clone().serve(stream, service.clone(), graceful.watcher(), stop.clone());
-            let gauge = self.connections.clone();
-            tokio::spawn(async move {
-                gauge.increment(1.0);
-                served.await;
-                gauge.decrement(1.0);
-                drop(slot);
-            });
+            let served = Served { gauge: self.connections.clone(), _slot: slot };
+            let (protocols, service, watcher) = (protocols.clone(), service.clone(), graceful.watcher());
+            served.gauge.increment(1.0);
+            // Apart, so that a plain connection has no room for what TLS needs.
+            if let Some(tls) = self.tls.clone() {
+                let served = served.during(protocols.serve_tls(tls, stream, service, watcher, stop.clone()));
+                tokio::spawn(served);
+            } else {
+                tokio::spawn(served.during(protocols.serve(stream, service, watcher, stop.clone())));
+            }
         }
         drop(self.listener);
         if tokio::time::timeout(self.settings.drain_timeout, graceful.shutdown()).await.is_err() {
             tracing::warn!("drain time over, connections closed on open requests");
         }
+    }
+}
+
+/// A place among the connections.
+struct Served {
+    gauge: metrics::Gauge,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Served {
+    async fn during(self, connection: impl Future<Output = ()>) {
+        connection.await;
+        self.gauge.decrement(1.0);
     }
 }
 
@@ -111,7 +130,7 @@ impl Protocols {
         Protocols { http1, http2, patience: settings.header_timeout }
     }
 
-    /// Serves one connection until it ends.
+    /// Serves one plain connection until it ends.
     async fn serve<S: Service>(
         self: Arc<Self>,
         stream: TcpStream,
@@ -128,6 +147,34 @@ impl Protocols {
             // Nothing was asked, so nothing is left unanswered.
             () = crate::stopped(&mut stop) => return,
         };
+        self.speak(stream, speaks_http2, service, watcher).await;
+    }
+
+    /// The same over TLS, where the handshake says which HTTP it is.
+    async fn serve_tls<S: Service>(
+        self: Arc<Self>,
+        tls: Arc<Tls>,
+        stream: TcpStream,
+        service: Arc<S>,
+        watcher: Watcher,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let accepted = tokio::select! {
+            accepted = tls.accept(stream) => accepted,
+            () = crate::stopped(&mut stop) => return,
+        };
+        if let Some((stream, speaks_http2)) = accepted {
+            self.speak(stream, speaks_http2, service, watcher).await;
+        }
+    }
+
+    async fn speak<S: Service>(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        speaks_http2: bool,
+        service: Arc<S>,
+        watcher: Watcher,
+    ) {
         let memory = Arc::new(Connection::new());
         let remembered = memory.clone();
         let answer = hyper::service::service_fn(move |request| {

@@ -15,12 +15,13 @@ const HEADER_NAME_MAX: usize = 128;
 const HEADER_VALUE_MAX: usize = 1024;
 
 /// Headers that we set, or that belong to the connection.
-const RESERVED: [&str; 11] = [
+const RESERVED: [&str; 12] = [
     "connection",
     "content-length",
     "content-type",
     "expect",
     "host",
+    "http2-settings",
     "keep-alive",
     "te",
     "trailer",
@@ -53,7 +54,7 @@ pub(super) fn change(bytes: &[u8], config: &Config) -> Result<Change, ApiError> 
 pub(super) fn set(change: &mut Change, name: &str, value: Value, config: &Config) -> Result<bool, ApiError> {
     match name {
         "name" => change.name = Some(webhooks::name(Some(&value))?),
-        "url" => change.url = Some(webhooks::url(Some(&value), config.targets.allow_private)?),
+        "url" => change.url = Some(webhooks::url(Some(&value), &config.targets)?),
         "eventTypes" => change.event_types = Some(webhooks::event_types(Some(value))?),
         "state" => change.state = Some(state(&value)?),
         "headers" => change.headers = Some(headers(&value)?),
@@ -212,6 +213,13 @@ mod tests {
             (r#"{"headers":{"Host":"c"}}"#, "invalid_headers"),
             (r#"{"headers":{"Webhook-Id":"c"}}"#, "invalid_headers"),
             (r#"{"headers":{"a":"x\r\ny: z"}}"#, "invalid_headers"),
+            (r#"{"headers":{"a":"x\u0000"}}"#, "invalid_headers"),
+            (r#"{"headers":{"a\r\nb":"c"}}"#, "invalid_headers"),
+            (r#"{"headers":{"":"c"}}"#, "invalid_headers"),
+            (r#"{"headers":{"Transfer-Encoding":"chunked"}}"#, "invalid_headers"),
+            (r#"{"headers":{"TE":"trailers"}}"#, "invalid_headers"),
+            (r#"{"headers":{"Http2-Settings":"c"}}"#, "invalid_headers"),
+            (r#"{"headers":{"Proxy-Authorization":"c"}}"#, "invalid_headers"),
             (r#"{"headers":{"a":"1","A":"2"}}"#, "invalid_headers"),
             (r#"{"headers":{"a":1}}"#, "invalid_headers"),
             (r#"{"rateLimit":0}"#, "invalid_rate_limit"),

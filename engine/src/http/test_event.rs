@@ -59,9 +59,9 @@ impl TestCalls {
     pub fn new(config: &Config, metrics: std::sync::Arc<Metrics>) -> Result<TestCalls, config::Error> {
         // Tests are rare: a connection kept for the next one would only be in the way.
         let settings = config::Deliver { idle: Duration::ZERO, ..config.deliver.clone() };
-        let allow_private = config.targets.allow_private;
+        let (after_max, targets) = (config.retry.retry_after_max, &config.targets);
         Ok(TestCalls {
-            client: Client::new(&settings, config.retry.retry_after_max, allow_private, metrics)?,
+            client: Client::new(&settings, after_max, targets, metrics)?,
             kept: Kept { success: settings.success_bytes_kept, failure: settings.failure_bytes_kept },
             timeout: settings.timeout,
             places: Semaphore::new(AT_ONCE_MAX),
@@ -102,10 +102,17 @@ pub(super) async fn test(
     let (account, id) = (webhook.account, webhook.id);
     let unreadable = || ApiError::unprocessable("invalid_url", "the `url` of this webhook cannot be read");
     let target = Target::new(webhook).ok_or_else(unreadable)?;
+    let no_secret = || {
+        ApiError::unprocessable(
+            "secret_unreadable",
+            "the secret of this webhook cannot be read at the moment",
+        )
+    };
+    let request = target.test_request(Timestamp::now()).ok_or_else(no_secret)?;
     let calls = &gateway.tests;
     let _turn = calls.turn(account, id)?;
     let timeout = target.webhook.own.timeout.unwrap_or(calls.timeout);
-    let call = calls.client.call(target.test_request(Timestamp::now()), timeout).await;
+    let call = calls.client.call(request, timeout).await;
     match outcome::judge(call, calls.kept) {
         Verdict::Delivered(attempt) => Ok(answer(true, &attempt)),
         // A 410 is shown and disables nothing: no delivery was refused.

@@ -10,7 +10,7 @@ use super::{
     settings,
 };
 use crate::{
-    config::Config,
+    config::{Config, Targets},
     deliver::{
         sign,
         target::{self, Refused},
@@ -132,7 +132,7 @@ fn validate(bytes: &[u8], config: &Config) -> Result<Valid, ApiError> {
     })?;
     Ok(Valid {
         name: name(form.name.as_ref())?,
-        url: url(form.url.as_ref(), config.targets.allow_private)?,
+        url: url(form.url.as_ref(), &config.targets)?,
         event_types: event_types(form.event_types)?,
         settings: first_settings(
             [
@@ -184,13 +184,14 @@ pub(super) fn name(value: Option<&serde_json::Value>) -> Result<String, ApiError
 }
 
 /// A URL that this deployment may call.
-pub(super) fn url(value: Option<&serde_json::Value>, allow_private: bool) -> Result<String, ApiError> {
+pub(super) fn url(value: Option<&serde_json::Value>, targets: &Targets) -> Result<String, ApiError> {
     let Some(url) = value.and_then(serde_json::Value::as_str) else {
         return Err(ApiError::bad("invalid_url", "`url` must be a string with an http or https URL"));
     };
-    if let Err(refused) = target::check_url(url, allow_private) {
+    if let Err(refused) = target::check_url(url, targets) {
         return Err(match refused {
             Refused::Private => ApiError::unprocessable("private_target", refused.to_string()),
+            Refused::Port => ApiError::unprocessable("port_not_allowed", refused.to_string()),
             refused => ApiError::bad("invalid_url", refused.to_string()),
         });
     }

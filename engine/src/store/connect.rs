@@ -2,11 +2,20 @@
 
 use std::time::Duration;
 
-use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use rustls::{
+    ClientConfig,
+    pki_types::{
+        CertificateDer,
+        pem::{self, PemObject as _},
+    },
+};
 use tokio_postgres::{Client, Config, config::SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{Error, History};
+use super::{
+    Error, History,
+    tls::{self, Trust},
+};
 
 /// Query parameters that Prisma writes and Postgres does not know. All but `schema` are dropped.
 const PRISMA: [&str; 8] = [
@@ -25,8 +34,7 @@ const PRISMA: [&str; 8] = [
 pub struct Address {
     config: Config,
     schema: Option<String>,
-    /// From `sslrootcert`: certificates to trust beside the web's.
-    roots: Vec<CertificateDer<'static>>,
+    tls: ClientConfig,
     history: History,
 }
 
@@ -35,7 +43,7 @@ impl Address {
     /// When tokio-postgres cannot read what is left after Prisma's parameters are taken out.
     pub fn parse(url: &str) -> Result<Address, Error> {
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
-        let (mut schema, mut roots_file) = (None, None);
+        let (mut schema, mut roots_file, mut trust) = (None, None, None);
         let rest: Vec<&str> = query
             .split('&')
             .filter(|pair| {
@@ -48,10 +56,13 @@ impl Address {
                 }
                 !pair.is_empty() && name != "sslrootcert" && !PRISMA.contains(&name)
             })
-            // Certificates are always checked, so these two ask for no more than `require` gives.
-            .map(|pair| match pair {
-                "sslmode=verify-full" | "sslmode=verify-ca" => "sslmode=require",
-                pair => pair,
+            .map(|pair| {
+                trust = match pair {
+                    "sslmode=verify-full" => Some(Trust::Host),
+                    "sslmode=verify-ca" => Some(Trust::Authority),
+                    _ => return pair,
+                };
+                "sslmode=require"
             })
             .collect();
         let url = if rest.is_empty() { base.to_owned() } else { format!("{base}?{}", rest.join("&")) };
@@ -76,13 +87,14 @@ impl Address {
             options.push_str(&format!(" -c search_path={schema}"));
         }
         config.options(options.trim());
-        let roots = match roots_file {
-            Some(file) => CertificateDer::pem_file_iter(&file)
-                .and_then(Iterator::collect)
-                .map_err(|source| Error::Roots { file, source })?,
-            None => Vec::new(),
-        };
-        Ok(Address { config, schema, roots, history: History::default() })
+        let roots = roots(roots_file)?;
+        let trust = trust.unwrap_or_else(|| match config.get_ssl_mode() {
+            // Whoever names authorities means them to be asked, which libpq does too.
+            SslMode::Require if !roots.is_empty() => Trust::Authority,
+            _ => Trust::Anybody,
+        });
+        let tls = tls::client(trust, &roots).map_err(Error::Tls)?;
+        Ok(Address { tls, config, schema, history: History::default() })
     }
 
     pub(super) fn config(&self) -> &Config {
@@ -94,21 +106,9 @@ impl Address {
         self.schema.as_deref()
     }
 
-    /// TLS as `sslmode` asks for it: `prefer` unless the URL says otherwise. Certificates are checked
-    /// against the web's roots and those of `sslrootcert`.
+    /// TLS as `sslmode` asks for it: `prefer` unless the URL says otherwise.
     pub(super) fn tls(&self) -> MakeRustlsConnect {
-        let mut roots = rustls::RootCertStore::empty();
-        if self.config.get_ssl_mode() != SslMode::Disable {
-            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-            roots.add_parsable_certificates(self.roots.iter().cloned());
-        }
-        let provider = rustls::crypto::ring::default_provider().into();
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("ring supports the default TLS versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        MakeRustlsConnect::new(tls)
+        MakeRustlsConnect::new(self.tls.clone())
     }
 
     /// What is known of the past by all that use this address.
@@ -141,6 +141,18 @@ impl Address {
             }
         });
         Ok(client)
+    }
+}
+
+/// The authorities of `sslrootcert`; none for the web's.
+fn roots(file: Option<String>) -> Result<Vec<CertificateDer<'static>>, Error> {
+    match file {
+        Some(file) if file != "system" => CertificateDer::pem_file_iter(&file)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            // An empty file would stand for all of the web's.
+            .and_then(|roots| if roots.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(roots) })
+            .map_err(|source| Error::Roots { file, source }),
+        _ => Ok(Vec::new()),
     }
 }
 

@@ -26,23 +26,25 @@ pub mod replay;
 pub mod resend;
 mod retention;
 pub mod scheduled;
-mod secrets;
+mod seal;
+pub mod secrets;
 pub mod settle;
 mod shelf;
 pub mod summary;
+pub mod tls;
 pub mod transforms;
 mod types;
 pub mod versions;
 pub mod webhooks;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use deadpool_postgres::{
     Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts,
 };
 use tokio_postgres::error::SqlState;
 
-pub use self::{connect::Address, history::History, link::Link, types::Text};
+pub use self::{connect::Address, history::History, link::Link, seal::Seal, types::Text};
 
 /// A failure of Postgres, or of reaching it.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +57,8 @@ pub enum Error {
         #[source]
         source: rustls::pki_types::pem::Error,
     },
+    #[error("sslrootcert holds a certificate that cannot be trusted")]
+    Tls(#[source] rustls::Error),
     #[error("Postgres could not be reached")]
     Connect(#[source] tokio_postgres::Error),
     #[error("no connection to Postgres became free")]
@@ -69,6 +73,11 @@ pub enum Error {
     Migration(#[from] refinery::Error),
     #[error("the database is not migrated: run `eventpulse migrate` or `serve --migrate`")]
     NotMigrated,
+    #[error(
+        "webhooks have secrets under keys that EVENTPULSE_SECRETS_KEY does not hold, or holds another key for: {}; add them behind the first",
+        .0.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+    )]
+    MissingKeys(BTreeSet<String>),
 }
 
 /// What to do about a failed statement, by SQLSTATE class (PostgreSQL manual, appendix A).
@@ -121,6 +130,7 @@ impl Error {
 pub struct Store {
     pool: Pool,
     address: Address,
+    seal: Seal,
 }
 
 impl Store {
@@ -154,7 +164,12 @@ impl Store {
             .timeouts(Timeouts { wait, create: wait, recycle: wait })
             .build()
             .expect("a pool with a runtime and time-outs builds");
-        Store { pool, address }
+        Store { pool, address, seal: Seal::default() }
+    }
+
+    /// The same with keys for secrets. Without, those that are encrypted cannot be read.
+    pub fn with_seal(self, seal: Seal) -> Store {
+        Store { seal, ..self }
     }
 
     pub fn address(&self) -> &Address {

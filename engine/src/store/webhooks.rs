@@ -5,9 +5,10 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use deadpool_postgres::Object;
 use tokio_postgres::{Row, types::ToSql};
 
-use super::{Error, Store, manage::Change};
+use super::{Error, Seal, Store, manage::Change};
 use crate::model::{
     AccountId, OnError, Own, State, Timestamp, Transform, TransformState, Webhook, WebhookId,
 };
@@ -26,13 +27,13 @@ pub struct New<'a> {
 }
 
 impl New<'_> {
-    /// The parameters of a statement that makes it: its columns, and two more.
-    fn columns<'a>(&'a self, one: Column<'a>, two: Column<'a>) -> [Column<'a>; 12] {
+    /// The parameters of a statement that makes it: its columns but for the id, two more, and the id.
+    fn columns<'a>(&'a self, place: &'a Place, one: Column<'a>, two: Column<'a>) -> [Column<'a>; 13] {
         let own = self.settings;
         [
             &self.name,
             &self.url,
-            &self.secret,
+            &place.secret,
             &self.event_types,
             &own.state,
             &own.headers,
@@ -42,8 +43,15 @@ impl New<'_> {
             &own.in_flight_max,
             one,
             two,
+            &place.id,
         ]
     }
+}
+
+/// The id of a webhook to be made, which its stored secret is bound to.
+struct Place {
+    id: WebhookId,
+    secret: String,
 }
 
 /// A key to be made with a new account.
@@ -65,9 +73,9 @@ const WITH_ACCOUNT: &str = "
 WITH v AS (UPDATE engine_state SET config_version = config_version + 1 RETURNING config_version),
 a AS (INSERT INTO accounts (version) SELECT config_version FROM v RETURNING id, version),
 k AS (INSERT INTO api_keys (account_id, hash, prefix, version) SELECT id, $11, $12, version FROM a)
-INSERT INTO webhooks (account_id, name, url, secret, event_types, state, headers, rate_limit, retry_waits_ms,
-    timeout_ms, in_flight_max, since_version, version)
-SELECT id, $1, $2, $3, $4, coalesce($5::text, 'active'), coalesce($6::text[], '{}'), $7::float8, $8::bigint[], $9::int, $10::int, version, version
+INSERT INTO webhooks (id, account_id, name, url, secret, event_types, state, headers, rate_limit, retry_waits_ms,
+    timeout_ms, in_flight_max, since_version, version) OVERRIDING SYSTEM VALUE
+SELECT $13::bigint, id, $1, $2, $3, $4, coalesce($5::text, 'active'), coalesce($6::text[], '{}'), $7::float8, $8::bigint[], $9::int, $10::int, version, version
 FROM a RETURNING id, account_id, created_at";
 
 const FOR_ACCOUNT: &str = "
@@ -75,9 +83,9 @@ WITH v AS (UPDATE engine_state SET config_version = config_version + 1 RETURNING
 a AS (UPDATE accounts SET version = config_version FROM v
       WHERE id = $11 AND (SELECT count(*) FROM webhooks WHERE account_id = $11 AND state <> 'deleted') < $12
       RETURNING id, config_version)
-INSERT INTO webhooks (account_id, name, url, secret, event_types, state, headers, rate_limit, retry_waits_ms,
-    timeout_ms, in_flight_max, since_version, version)
-SELECT id, $1, $2, $3, $4, coalesce($5::text, 'active'), coalesce($6::text[], '{}'), $7::float8, $8::bigint[], $9::int, $10::int, config_version,
+INSERT INTO webhooks (id, account_id, name, url, secret, event_types, state, headers, rate_limit, retry_waits_ms,
+    timeout_ms, in_flight_max, since_version, version) OVERRIDING SYSTEM VALUE
+SELECT $13::bigint, id, $1, $2, $3, $4, coalesce($5::text, 'active'), coalesce($6::text[], '{}'), $7::float8, $8::bigint[], $9::int, $10::int, config_version,
     config_version
 FROM a RETURNING id, account_id, created_at";
 
@@ -92,14 +100,20 @@ fn made(row: &Row) -> Made {
     Made { id: row.get(0), account: row.get(1), created_at: row.get(2) }
 }
 
-fn webhook(row: &Row) -> Webhook {
-    let state: &str = row.get(5);
+fn webhook(row: &Row, seal: &Seal) -> Webhook {
+    let (id, state): (WebhookId, &str) = (row.get(0), row.get(5));
+    let secret = seal.open(id, row.get(3)).ok();
+    // One that signs no more is not worth a key.
+    let before: Option<(&str, Timestamp)> = row.get::<_, Option<&str>>(18).zip(row.get(19));
+    let before = before.filter(|(_, until)| *until > Timestamp::now());
+    let opened = before.map(|(before, until)| Some((seal.open(id, before).ok()?, until)));
     Webhook {
-        id: row.get(0),
+        id,
         account: row.get(1),
         url: row.get(2),
-        secret: row.get(3),
-        secret_before: row.get::<_, Option<String>>(18).zip(row.get(19)),
+        // With one signature of two, some receivers would refuse what others take.
+        secret: secret.filter(|_| opened != Some(None)),
+        secret_before: opened.flatten(),
         event_types: row.get(4),
         state: match state {
             "active" => State::Active,
@@ -161,8 +175,9 @@ impl Store {
     /// Makes an account, its key and its first webhook.
     pub async fn register(&self, new: &New<'_>, key: &NewKey<'_>) -> Result<Made, Error> {
         let client = self.client().await?;
+        let place = self.place(&client, new).await?;
         let hash = key.hash.as_slice();
-        let row = client.query_one(WITH_ACCOUNT, &new.columns(&hash, &key.prefix)).await?;
+        let row = client.query_one(WITH_ACCOUNT, &new.columns(&place, &hash, &key.prefix)).await?;
         Ok(made(&row))
     }
 
@@ -174,8 +189,16 @@ impl Store {
         max: i64,
     ) -> Result<Option<Made>, Error> {
         let client = self.client().await?;
-        let row = client.query_opt(FOR_ACCOUNT, &new.columns(&account, &max)).await?;
+        let place = self.place(&client, new).await?;
+        let row = client.query_opt(FOR_ACCOUNT, &new.columns(&place, &account, &max)).await?;
         Ok(row.as_ref().map(made))
+    }
+
+    /// Takes an id for a webhook, and with it what is stored of its secret.
+    async fn place(&self, client: &Object, new: &New<'_>) -> Result<Place, Error> {
+        let next = "SELECT nextval(pg_get_serial_sequence('webhooks', 'id'))";
+        let id = client.query_one(&client.prepare_cached(next).await?, &[]).await?.get(0);
+        Ok(Place { id, secret: self.seal.close(id, new.secret) })
     }
 
     /// Every webhook of these accounts, disabled ones too.
@@ -184,7 +207,7 @@ impl Store {
         let sql = format!("{SELECT} WHERE w.account_id = ANY ($1) ORDER BY w.id");
         let statement = client.prepare_cached(&sql).await?;
         let rows = client.query(&statement, &[&accounts]).await?;
-        Ok(rows.iter().map(webhook).collect())
+        Ok(rows.iter().map(|row| webhook(row, &self.seal)).collect())
     }
 
     /// One webhook as dispatch needs it, if it is this account's; paused and disabled ones too.
@@ -192,7 +215,7 @@ impl Store {
         let client = self.client().await?;
         let sql = format!("{SELECT} WHERE w.account_id = $1 AND w.id = $2 AND w.state <> 'deleted'");
         let row = client.query_opt(&client.prepare_cached(&sql).await?, &[&account, &id]).await?;
-        Ok(row.as_ref().map(webhook))
+        Ok(row.map(|row| webhook(&row, &self.seal)))
     }
 
     /// The configuration in which each of these accounts changed last.

@@ -33,6 +33,8 @@ const GROUP: &str = "dispatchers";
 pub enum Error {
     #[error("REDIS_URL is not usable")]
     Url(#[source] redis::RedisError),
+    #[error("stream.roots cannot be read")]
+    Roots(#[source] std::io::Error),
     #[error("a Redis command failed")]
     Command(#[from] redis::RedisError),
     #[error("Redis did not answer in time")]
@@ -61,13 +63,21 @@ pub struct Redis {
 
 impl Redis {
     /// Does not connect yet.
-    pub fn new(url: &str, reply_timeout: Duration) -> Result<Redis, Error> {
+    ///
+    /// `roots` is a PEM file of the authorities that a `rediss://` server may have its certificate from; empty for the web's.
+    pub fn new(url: &str, roots: &str, reply_timeout: Duration) -> Result<Redis, Error> {
         // A node that vanished without a word would otherwise be waited on for the kernel's quarter of an hour.
         let tcp = TcpSettings::default().set_nodelay(true);
         #[cfg(target_os = "linux")]
         let tcp = tcp.set_user_timeout(reply_timeout * 3);
         let info = url.into_connection_info().map_err(Error::Url)?.set_tcp_settings(tcp);
-        let client = redis::Client::open(info).map_err(Error::Url)?;
+        let client = if roots.is_empty() {
+            redis::Client::open(info).map_err(Error::Url)?
+        } else {
+            let root_cert = Some(std::fs::read(roots).map_err(Error::Roots)?);
+            let certificates = redis::TlsCertificates { client_tls: None, root_cert };
+            redis::Client::build_with_tls(info, certificates).map_err(Error::Url)?
+        };
         Ok(Redis { client, reply_timeout })
     }
 

@@ -8,12 +8,14 @@
 
 mod background;
 pub mod guests;
+mod names;
 pub mod proxy;
 pub mod receiver;
 mod stack;
 mod wait;
 
 pub use eventpulse_embedded::{Postgres, Redis, alive};
+pub use names::Names;
 pub use proxy::TcpProxy;
 pub use receiver::{Receiver, Reply};
 pub use stack::{Stack, database, prefix, private_postgres, private_redis, stack};

@@ -85,7 +85,7 @@ async fn of_the_last_two_keys_one_stays() {
     app.stop().await;
 }
 
-async fn last(receiver: &Receiver, n: usize) -> Recorded {
+pub(crate) async fn last(receiver: &Receiver, n: usize) -> Recorded {
     eventually("the delivery arrives", PATIENCE, async || {
         if receiver.count() >= n { Ok(()) } else { Err(receiver.count().to_string()) }
     })
@@ -93,7 +93,7 @@ async fn last(receiver: &Receiver, n: usize) -> Recorded {
     receiver.requests().remove(n - 1)
 }
 
-fn verifies(secret: &str, request: &Recorded) -> bool {
+pub(crate) fn verifies(secret: &str, request: &Recorded) -> bool {
     Webhook::new(secret).expect("a secret").verify(&request.body, &request.headers).is_ok()
 }
 

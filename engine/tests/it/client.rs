@@ -30,7 +30,7 @@ use crate::harness::PATIENCE;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
 
-struct Caller {
+pub(crate) struct Caller {
     client: Client,
     metrics: Arc<Metrics>,
 }
@@ -41,16 +41,16 @@ impl Caller {
     }
 
     fn with(change: impl FnOnce(&mut config::Deliver)) -> Caller {
-        Caller::allowing(true, change)
+        Caller::to(config::Targets { allow_private: true, ..config::Targets::default() }, change)
     }
 
-    fn allowing(private: bool, change: impl FnOnce(&mut config::Deliver)) -> Caller {
+    pub(crate) fn to(targets: config::Targets, change: impl FnOnce(&mut config::Deliver)) -> Caller {
         // Nothing is to end by the clock but where a test says so.
         let mut settings =
             config::Deliver { idle: PATIENCE, connect_timeout: PATIENCE, ..config::Deliver::default() };
         change(&mut settings);
         let metrics = Arc::new(Metrics::new());
-        let client = Client::new(&settings, Duration::from_secs(60), private, metrics.clone());
+        let client = Client::new(&settings, Duration::from_secs(60), &targets, metrics.clone());
         Caller { client: client.expect("the settings are valid"), metrics }
     }
 
@@ -63,17 +63,17 @@ impl Caller {
         self.client.call(request, timeout).await
     }
 
-    async fn ok(&self, url: &str) -> Answer {
+    pub(crate) async fn ok(&self, url: &str) -> Answer {
         let reply = self.call(url).await.result.expect("a reply");
         assert_eq!(reply.status, 200);
         reply
     }
 
-    async fn failure(&self, url: &str) -> Failure {
+    pub(crate) async fn failure(&self, url: &str) -> Failure {
         self.call(url).await.result.expect_err("no reply")
     }
 
-    fn metric(&self, name: &str) -> f64 {
+    pub(crate) fn metric(&self, name: &str) -> f64 {
         let name = format!("eventpulse_deliver_{name}");
         let text = self.metrics.render();
         let line = text.lines().find_map(|line| line.strip_prefix(&name)?.strip_prefix(' '));
@@ -341,7 +341,7 @@ async fn names_are_looked_up_and_their_addresses_checked() {
     let receiver = Receiver::start().await;
     let url = format!("http://localhost:{}/", receiver.addr().port());
     Caller::new().ok(&url).await;
-    let caller = Caller::allowing(false, |_| {});
+    let caller = Caller::to(config::Targets::default(), |_| {});
     for url in [url, receiver.url("/"), "http://[::1]:9/".to_owned()] {
         assert!(matches!(caller.failure(&url).await, Failure::Blocked), "{url}");
     }
@@ -560,7 +560,7 @@ async fn a_proxy_that_gives_no_way_is_told_apart() {
     let failure = caller.failure("http://example.invalid/").await;
     assert!(matches!(failure, Failure::Proxy(_)), "{failure:?}");
     // An address that is written out is refused before the proxy is asked.
-    let caller = Caller::allowing(false, |c| c.proxy = Secret::new(format!("http://{proxy}")));
+    let caller = Caller::to(config::Targets::default(), |c| c.proxy = Secret::new(format!("http://{proxy}")));
     for url in ["http://127.0.0.1/", "http://[::1]/", "http://localhost/"] {
         assert!(matches!(caller.failure(url).await, Failure::Blocked), "{url}");
     }

@@ -1,5 +1,6 @@
 //! An engine in this process, on free ports, with a database of its own, and what a test asks of it.
 
+pub(crate) mod certificates;
 pub(crate) mod process;
 
 use std::{collections::HashSet, time::Duration};

@@ -1,0 +1,51 @@
+//! Settings of the way in and the way out: TLS, the operator's own port, and where webhooks may point.
+
+use std::{net::SocketAddr, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    list::{List, Network, Ports},
+    value::{Maybe, span},
+};
+
+section!(
+    /// The gateway's port.
+    Gateway {
+        /// PEM file of the certificate that the gateway shows, with those between it and its authority behind it. With it the
+        /// port speaks TLS and nothing else.
+        tls_cert: String = String::new(),
+        /// PEM file of its key.
+        tls_key: String = String::new(),
+        /// Between two looks at these files; a changed pair is used from then on.
+        #[serde(with = "span")]
+        tls_reload_every: Duration = Duration::from_secs(10),
+        /// Time for a TLS handshake. Shorter refuses far clients on bad networks, longer lets idle ones hold a place.
+        #[serde(with = "span")]
+        tls_handshake_timeout: Duration = Duration::from_secs(10),
+    }
+);
+
+section!(
+    /// The operator's own port.
+    Admin {
+        /// Where `/metrics` is then, and no longer on the gateway's port: `address:port`, port 0 for a free one. Empty for no such
+        /// port.
+        address: Maybe<SocketAddr> = Maybe::default(),
+    }
+);
+
+section!(
+    /// Where webhooks may point.
+    Targets {
+        /// `ALLOW_PRIVATE_TARGETS`: lets webhooks reach loopback, private and link-local addresses.
+        /// On for development; in production it lets a tenant reach your own network.
+        allow_private: bool = false,
+        /// Networks that webhooks may reach although they are not public.
+        allow: List<Network> = List::default(),
+        /// Networks that webhooks may not reach, whatever the two above say.
+        deny: List<Network> = List::default(),
+        /// Ports that webhooks may reach, single or `8000-8999`; empty for all.
+        ports: List<Ports> = List::default(),
+    }
+);
