@@ -314,6 +314,11 @@ impl Context {
         })
     }
 
+    /// How long a retry is leased: from queue to reply, and time to record it. A lease that ends earlier sends twice.
+    fn lease(&self) -> Duration {
+        self.config.dispatch.hold + self.config.deliver.timeout + self.config.dispatch.margin
+    }
+
     /// How long, in milliseconds, what waited in a pause has from its end on.
     fn spare_ms(&self) -> i64 {
         i64::try_from(self.policy.expiry().as_millis()).unwrap_or(i64::MAX)

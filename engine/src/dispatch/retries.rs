@@ -11,6 +11,7 @@ use super::{
     work,
 };
 use crate::{
+    failpoint,
     model::Key,
     store::{self, scheduled::Owed},
     stream::due::{Due, LEASE_MAX},
@@ -52,13 +53,13 @@ async fn round(context: &Arc<Context>, due: &mut Due) -> Result<usize, Failure> 
     if room == 0 || context.retry_budget.is_full() || !context.fence.holds(term) {
         return Ok(0);
     }
-    // From queue to reply, and time to record it: a lease that ends earlier sends twice.
-    let lease = context.config.dispatch.hold + context.config.deliver.timeout + work::MARGIN;
+    let lease = context.lease();
     let until = Instant::now() + lease;
     let keys = due.lease(room, i64::try_from(lease.as_millis())?).await?;
     if keys.is_empty() {
         return Ok(0);
     }
+    failpoint::hit("leased");
     context.metrics.retry.leased.increment(keys.len() as u64);
     let owed = match look_up(context, due, &keys).await {
         Ok(owed) => owed,

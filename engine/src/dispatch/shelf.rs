@@ -120,7 +120,7 @@ async fn try_probe(
     webhook: WebhookId,
     lane: &Arc<Lane<Delivery>>,
 ) -> Result<bool, Failure> {
-    let lease = context.config.dispatch.hold + context.config.deliver.timeout + work::MARGIN;
+    let lease = context.lease();
     let (term, until) = (context.fence.term(), Instant::now() + lease);
     let lease_ms = i64::try_from(lease.as_millis())?;
     let mut breakers = context.breakers.clone();
