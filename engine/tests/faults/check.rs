@@ -28,6 +28,8 @@ pub(crate) struct Findings {
     pub(crate) filtered: usize,
     /// Deliveries that were answered with a 2xx more than once: when first, and when again.
     pub(crate) repeats: Vec<(Key, u64, u64)>,
+    /// Those whose earlier answer came too late or did not arrive, and was recorded as a failed attempt.
+    pub(crate) late: usize,
 }
 
 /// Waits until nothing is owed and nothing is in hand. Says what still is, if it takes too long.
@@ -63,14 +65,26 @@ pub(crate) async fn look(site: &Site, ledger: &Ledger) -> Findings {
     let answered = site.world().log.answered();
     promised(&database, ledger, &mut found).await;
     unique(&database, &mut found).await;
-    outcomes(site, &database, &answered, &mut found).await;
+    let unheard = unheard(&database).await;
+    outcomes(site, &database, &answered, &unheard, &mut found).await;
     letters(&database, &mut found).await;
     for (key, times) in &answered {
-        for again in &times[1..] {
-            found.repeats.push((*key, times[0].at_ms, again.at_ms));
-        }
+        let again = &times[1..];
+        let late = again.len().min(unheard.get(key).copied().unwrap_or(0));
+        found.late += late;
+        // Which of them was late is not known, so the later ones count.
+        found.repeats.extend(again[late..].iter().map(|again| (*key, times[late].at_ms, again.at_ms)));
     }
     found
+}
+
+/// How many attempts of each delivery ended without an answer: the receiver may have given one all the same.
+async fn unheard(database: &Client) -> HashMap<Key, usize> {
+    let sql = "SELECT event_id, webhook_id, count(*) FROM delivery_attempts
+               WHERE response_code IS NULL AND status IN ('failed', 'dead') GROUP BY 1, 2";
+    let rows = database.query(sql, &[]).await.expect("attempts");
+    let count = |n: i64| usize::try_from(n).expect("a count");
+    rows.iter().map(|row| ((row.get(0), row.get(1)), count(row.get(2)))).collect()
 }
 
 /// Every event that got a 2xx is there.
@@ -99,6 +113,7 @@ async fn outcomes(
     site: &Site,
     database: &Client,
     answered: &HashMap<Key, Vec<Answered>>,
+    unheard: &HashMap<Key, usize>,
     found: &mut Findings,
 ) {
     let sql = "SELECT e.id, e.type, array_agg(a.status) FILTER (WHERE a.status <> 'failed')
@@ -130,7 +145,12 @@ async fn outcomes(
                         wrong.push(event);
                     }
                 }
-                Some(_) => found.dead += 1,
+                Some(_) => {
+                    found.dead += 1;
+                    if unheard.contains_key(&key) {
+                        unrecorded.remove(&key);
+                    }
+                }
             }
             if ends.len() > 1 {
                 several.push(event);

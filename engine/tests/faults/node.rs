@@ -27,9 +27,10 @@ const SETTINGS: &[(&str, &str)] = &[
     ("EVENTPULSE_DISPATCH__HOLD", "800ms"),
     ("EVENTPULSE_DISPATCH__BEAT", "500ms"),
     ("EVENTPULSE_DISPATCH__DEAD_AFTER", "3s"),
-    ("EVENTPULSE_DISPATCH__MARGIN", "5s"),
+    // Longer than an outage of Postgres, or that would be a reason for repeats.
+    ("EVENTPULSE_DISPATCH__MARGIN", "12s"),
     ("EVENTPULSE_DISPATCH__GRACE", "10s"),
-    ("EVENTPULSE_DELIVER__TIMEOUT", "2s"),
+    ("EVENTPULSE_DELIVER__TIMEOUT", "3s"),
     ("EVENTPULSE_DELIVER__CONNECT_TIMEOUT", "1s"),
     ("EVENTPULSE_RETRY__SCHEDULE", "300ms,600ms,1s,2s,4s,8s,8s"),
     ("EVENTPULSE_LANE__PROBE_MAX", "2s"),
@@ -42,7 +43,9 @@ const SETTINGS: &[(&str, &str)] = &[
 pub(crate) struct Place {
     pub(crate) database: String,
     pub(crate) redis: String,
+    /// Of the servers.
     pub(crate) dir: PathBuf,
+    pub(crate) logs: PathBuf,
 }
 
 /// A process, until it is dropped.
@@ -56,7 +59,7 @@ pub(crate) struct Node {
 impl Node {
     /// Starts the binary with these failpoints and waits until it serves.
     pub(crate) async fn start(place: &Place, role: Role, name: &str, failpoints: &str) -> Node {
-        let log = place.dir.join(format!("{name}.log"));
+        let log = place.logs.join(format!("{name}.log"));
         let node = Node { role, name: name.to_owned(), child: spawn(place, role, &log, failpoints), log };
         eventually(&format!("{name} is ready"), PATIENCE, async || {
             let text = fs::read_to_string(&node.log).unwrap_or_default();

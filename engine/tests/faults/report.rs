@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::{check::Findings, fault::Fault, load::Ledger, site::Site};
 
 /// What a fault caused may go on for so long after its cause is gone: until a lease ends and a process counts as dead.
-const TAIL_MS: u64 = 12_000;
+const TAIL_MS: u64 = 20_000;
 
 /// When a fault was injected, and when its cause was gone, in milliseconds since the start.
 pub(crate) struct Window {
@@ -66,6 +66,7 @@ impl Report<'_> {
                 "given_up": self.ledger.given_up.load(Relaxed),
             },
             "faults": self.windows.len(),
+            "late_answers": self.findings.late,
             "repeats": repeats.values().sum::<usize>(),
             "repeats_by_fault": repeats,
             "settled_after_seconds": self.settled.map(|time| time.as_secs()),
@@ -79,11 +80,14 @@ impl Report<'_> {
     }
 }
 
-/// The first fault that may repeat and was at work at some time between two answers to one delivery.
+/// The fault that explains a repeat: one that may repeat and was at work at some time between two answers to the delivery. Of
+/// several it is the one nearest to the first answer, whose record is what was lost.
 fn explain(windows: &[Window], first_ms: u64, again_ms: u64) -> Option<Fault> {
-    let at_work =
-        |window: &&Window| window.from_ms <= again_ms && first_ms <= window.to_ms.saturating_add(TAIL_MS);
-    windows.iter().filter(|window| window.fault.may_repeat()).find(at_work).map(|window| window.fault)
+    let at_work = |window: &&Window| window.from_ms <= again_ms && first_ms <= window.to_ms + TAIL_MS;
+    let away =
+        |window: &&Window| window.from_ms.saturating_sub(first_ms) + first_ms.saturating_sub(window.to_ms);
+    let may = windows.iter().filter(|w| w.fault.may_repeat(Duration::from_millis(w.to_ms - w.from_ms)));
+    may.filter(at_work).min_by_key(away).map(|window| window.fault)
 }
 
 #[cfg(test)]
@@ -95,10 +99,11 @@ mod tests {
         let windows = [
             Window { fault: Fault::ClockAhead, from_ms: 0, to_ms: 90_000 },
             Window { fault: Fault::DispatcherKilled, from_ms: 20_000, to_ms: 21_000 },
+            Window { fault: Fault::DiesReplied, from_ms: 24_000, to_ms: 25_000 },
         ];
         assert_eq!(explain(&windows, 19_000, 25_000), Some(Fault::DispatcherKilled));
-        assert_eq!(explain(&windows, 30_000, 31_000), Some(Fault::DispatcherKilled));
+        assert_eq!(explain(&windows, 30_000, 31_000), Some(Fault::DiesReplied));
         assert_eq!(explain(&windows, 18_000, 19_000), None);
-        assert_eq!(explain(&windows, 34_000, 35_000), None);
+        assert_eq!(explain(&windows, 46_000, 47_000), None);
     }
 }

@@ -30,7 +30,8 @@ async fn play(options: &Options) {
     let mut site = Site::start().await;
     let world = site.world();
     let load = Load::start(options.rate, site.gateways.clone(), world.accounts.clone());
-    println!("seed {}, logs in {}", options.seed, site.place.dir.display());
+    println!("seed {}, logs in {}", options.seed, site.place.logs.display());
+
     site.rest(LEAD).await;
     let windows = faults(&mut site, options).await;
     site.rest(LEAD).await;
@@ -55,7 +56,7 @@ async fn play(options: &Options) {
         missing,
     };
     let wrong = report.close();
-    let dir = site.place.dir.display();
+    let dir = site.place.logs.display();
     assert!(wrong.is_empty(), "seed {}, logs in {dir}:\n{}", options.seed, wrong.join("\n"));
 }
 
@@ -78,7 +79,7 @@ async fn faults(site: &mut Site, options: &Options) -> Vec<Window> {
             hand.clone_from(&options.faults);
             rng.shuffle(&mut hand);
         }
-        let pause = Duration::from_millis(rng.between(500, 3000));
+        let pause = Duration::from_millis(rng.between(2000, 4000));
         let Some(fault) = hand.pop() else {
             site.rest(pause).await;
             continue;

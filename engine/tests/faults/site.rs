@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -57,6 +57,7 @@ impl Site {
                 .replace(&direct, &format!(":{}/", postgres_proxy.addr().port())),
             redis: format!("redis://{}", redis_proxy.addr()),
             dir,
+            logs: logs(),
         };
         let mut site = Site {
             postgres,
@@ -158,7 +159,15 @@ impl Site {
     }
 }
 
-fn servers(dir: &PathBuf) -> (Postgres, Redis) {
+/// Where the logs of the last run are, also after its end.
+fn logs() -> PathBuf {
+    let dir = PathBuf::from(concat!(env!("CARGO_TARGET_TMPDIR"), "/faults"));
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir_all(&dir).expect("a directory for logs");
+    dir
+}
+
+fn servers(dir: &Path) -> (Postgres, Redis) {
     std::thread::scope(|scope| {
         let redis = scope.spawn(|| Redis::start(dir));
         let postgres = Postgres::start(dir).unwrap_or_else(|e| panic!("{e}"));

@@ -10,7 +10,7 @@ use crate::{node::Role, site::Site, world::POISON_TYPE};
 const THOUGHT_DEAD: Duration = Duration::from_secs(6);
 
 /// Longer than a lease: hold, time-out and margin.
-const LEASE_OVER: Duration = Duration::from_secs(9);
+const LEASE_OVER: Duration = Duration::from_secs(16);
 
 /// How long a failpoint may take to be reached under load.
 const REACHED: Duration = Duration::from_secs(60);
@@ -44,7 +44,7 @@ pub(super) async fn dispatcher_dies(site: &mut Site, point: &str, pass: u64) {
 /// A third dispatcher joins, is stopped with the answer to a lease in its hands, and goes on when the lease is over.
 pub(super) async fn stops_leased(site: &mut Site, pass: u64) {
     let mut node = site.node(Role::Dispatcher, &format!("leased=stop:{pass}")).await;
-    site.rest(LEASE_OVER + Duration::from_secs(3)).await;
+    site.rest(LEASE_OVER + Duration::from_secs(2)).await;
     node.signal(Signal::CONT);
     site.rest(Duration::from_secs(3)).await;
     leave(&mut node).await;
