@@ -4,8 +4,15 @@ use std::time::Duration;
 
 use crate::fault::Fault;
 
-/// Faults of a run within `cargo test`, and its seed: always the same, so that a failure there is one of the code.
-const SHORT: usize = 7;
+/// Faults of a run within `cargo test`, each once: one of each kind, and those that are quick.
+const SHORT: &[Fault] = &[
+    Fault::DiesAnswered,
+    Fault::DiesReplied,
+    Fault::DispatcherKilled,
+    Fault::RedisLost,
+    Fault::RedisWipedThrice,
+    Fault::PostgresCrash,
+];
 const SHORT_SEED: u64 = 6;
 
 /// How long faults go on being injected.
@@ -29,7 +36,7 @@ pub(crate) struct Options {
 impl Options {
     /// Load alone.
     pub(crate) fn quiet() -> Options {
-        Options { seed: 0, until: Until::Time(Duration::from_secs(8)), faults: Vec::new(), rate: 150 }
+        Options { seed: 0, until: Until::Time(Duration::from_secs(5)), faults: Vec::new(), rate: 150 }
     }
 
     /// `FAULTS_MINUTES`, `FAULTS_SEED`, `FAULTS_ONLY` (names with commas between), `FAULTS_RATE`.
@@ -39,13 +46,13 @@ impl Options {
             text(name)
                 .map(|text| text.parse::<f64>().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
         };
-        let until = match number("FAULTS_MINUTES") {
-            Some(minutes) => Until::Time(Duration::from_secs_f64(minutes * 60.0)),
-            None => Until::Count(SHORT),
-        };
-        let faults = match text("FAULTS_ONLY") {
-            Some(names) => names.split(',').map(Fault::named).collect(),
-            None => Fault::ALL.iter().copied().filter(|fault| fault.drawn()).collect(),
+        let named = text("FAULTS_ONLY").map(|names| names.split(',').map(Fault::named).collect());
+        let drawn = || Fault::ALL.iter().copied().filter(|fault| fault.drawn()).collect();
+        let (until, faults) = match number("FAULTS_MINUTES") {
+            Some(minutes) => {
+                (Until::Time(Duration::from_secs_f64(minutes * 60.0)), named.unwrap_or_else(drawn))
+            }
+            None => (Until::Count(SHORT.len()), SHORT.to_vec()),
         };
         Options {
             seed: number("FAULTS_SEED").map_or(SHORT_SEED, |seed| seed as u64),
