@@ -73,7 +73,7 @@ async fn round(context: &Arc<Context>, due: &mut Due) -> Result<usize, Failure> 
     let mut crowded = Vec::new();
     while let Some(row) = rows.next() {
         let key = row.key;
-        match take(context, row, until, term).await {
+        match take(context, due, row, until, term).await {
             Ok(None) => {}
             Ok(Some(wait)) => crowded.push((key, i64::try_from(wait.as_millis())?)),
             Err(error) => {
@@ -124,6 +124,7 @@ async fn forget_stale(context: &Context, due: &mut Due, keys: &[Key], owed: &[Ow
 /// Hands a delivery to its lane. When there is no room for it, says for how long to leave it.
 async fn take(
     context: &Arc<Context>,
+    due: &mut Due,
     row: Owed,
     until: Instant,
     term: u64,
@@ -142,6 +143,7 @@ async fn take(
         // It is leased and stands in the schedule: there it may as well wait.
         Err(_) => return Ok(Some(CROWDED)),
     }
+    context.lengthen(due, &mut delivery).await?;
     work::admit(context, delivery).await;
     Ok(None)
 }
