@@ -30,6 +30,7 @@ async fn play(options: &Options) {
     let mut site = Site::start().await;
     let world = site.world();
     let load = Load::start(options.rate, site.gateways.clone(), world.accounts.clone());
+    site.ledger = Some(load.ledger.clone());
     println!("seed {}, logs in {}", options.seed, site.place.logs.display());
 
     site.rest(LEAD).await;

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -14,7 +15,7 @@ use tokio_postgres::NoTls;
 
 use crate::{
     index,
-    load::Gateways,
+    load::{Gateways, Ledger},
     node::{Node, Place, Role},
     world::World,
 };
@@ -35,6 +36,9 @@ pub(crate) struct Site {
     pub(crate) nodes: Vec<Node>,
     pub(crate) gateways: Gateways,
     pub(crate) world: Option<World>,
+    pub(crate) ledger: Option<Arc<Ledger>>,
+    /// Places in the ledger whose events went with a Postgres that was set back.
+    pub(crate) forgiven: Vec<Range<usize>>,
     started: usize,
     /// Most bytes seen: of one process, and of Redis.
     pub(crate) node_memory: u64,
@@ -68,6 +72,8 @@ impl Site {
             nodes: Vec::new(),
             gateways: Arc::new(Mutex::new(Vec::new())),
             world: None,
+            ledger: None,
+            forgiven: Vec::new(),
             started: 0,
             node_memory: 0,
             redis_memory: 0,
@@ -83,6 +89,11 @@ impl Site {
 
     pub(crate) fn world(&self) -> &World {
         self.world.as_ref().expect("made with the site")
+    }
+
+    /// Of the producers, once there are some.
+    pub(crate) fn ledger(&self) -> &Ledger {
+        self.ledger.as_ref().expect("the load has begun")
     }
 
     /// Starts a process that is none of the usual ones.

@@ -35,6 +35,7 @@ pub(crate) async fn inject(fault: Fault, site: &mut Site, rng: &mut Rng) {
         Fault::PostgresCrash => postgres::crashed(site).await,
         Fault::PostgresStalled => postgres::stalled(site, rng.between(1500, 5000)).await,
         Fault::PostgresFull => postgres::full(site).await,
+        Fault::PostgresRestored => postgres::restored(site).await,
         Fault::Cut => wire::cut(site, rng.between(2, 6)).await,
         Fault::ReceiverResets => receiver::in_mood(site, crate::world::Mood::Resetting).await,
         Fault::ReceiverHangs => receiver::in_mood(site, crate::world::Mood::Hanging).await,

@@ -1,6 +1,6 @@
-//! Postgres that restarts, crashes, stalls, or has no room.
+//! Postgres that restarts, crashes, stalls, has no room, or is set back.
 
-use std::time::Duration;
+use std::{path::Path, process::Command, time::Duration};
 
 use eventpulse_testkit::proxy::Mode;
 
@@ -36,4 +36,30 @@ pub(super) async fn full(site: &mut Site) {
         site.rest(Duration::from_secs(2)).await;
         database.batch_execute(&format!("DROP TRIGGER disk_full ON {table}")).await.expect("dropped");
     }
+}
+
+/// A copy of the files, more events, and the copy in their place. What was accepted between the two is gone, and nobody is
+/// to blame; everything else holds.
+pub(super) async fn restored(site: &mut Site) {
+    let data = site.place.dir.join("postgres/data");
+    let backup = site.place.dir.join("backup");
+    site.postgres.kill().expect("killed");
+    let from = site.ledger().accepted().len();
+    copy(&data, &backup);
+    site.postgres.restart().expect("restarted");
+    site.rest(Duration::from_secs(4)).await;
+    site.postgres.kill().expect("killed");
+    // Answers that are on their way were promised too.
+    site.rest(Duration::from_secs(1)).await;
+    std::fs::remove_dir_all(&data).expect("removed");
+    std::fs::rename(&backup, &data).expect("put in its place");
+    let until = site.ledger().accepted().len();
+    site.forgiven.push(from..until);
+    site.postgres.restart().expect("restarted");
+}
+
+/// With owners and modes, because Postgres may run as somebody else.
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").arg(from).arg(to).status().expect("cp runs");
+    assert!(status.success(), "cp ended with {status}");
 }
