@@ -298,8 +298,9 @@ async fn run(
     dispatch_stop.send_replace(true);
     fault = fault.or(finish(dispatcher).await);
     keeper_stop.send_replace(true);
-    for task in background {
+    for (name, task) in background {
         let _ = task.await;
+        tracing::debug!(name, "ended");
     }
     if let Err(error) = store.leave(instance).await {
         tracing::debug!(error = crate::chain(&error), "instance not removed; others will find it dead");

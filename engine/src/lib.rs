@@ -12,6 +12,7 @@ pub mod deliver;
 pub mod dev;
 pub mod dispatch;
 pub mod engine;
+pub mod failpoint;
 pub mod http;
 pub mod ingest;
 pub mod lane;

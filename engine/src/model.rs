@@ -44,12 +44,20 @@ pub struct Timestamp(pub i64);
 impl Timestamp {
     /// The node's wall clock. Stored deadlines are computed in Postgres, not from this.
     pub fn now() -> Timestamp {
-        SystemTime::now().into()
+        let Timestamp(ms) = SystemTime::now().into();
+        Timestamp(ms + crate::failpoint::clock_ms())
     }
 
     /// Whole seconds since the epoch, as `webhook-timestamp` wants them.
     pub fn seconds(self) -> i64 {
         self.0.div_euclid(1000)
+    }
+}
+
+impl From<Timestamp> for SystemTime {
+    fn from(Timestamp(ms): Timestamp) -> SystemTime {
+        let from_epoch = Duration::from_millis(ms.unsigned_abs());
+        if ms < 0 { UNIX_EPOCH - from_epoch } else { UNIX_EPOCH + from_epoch }
     }
 }
 

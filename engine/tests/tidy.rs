@@ -6,11 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Which stages a stage may import. `model`, `config`, `metrics` are everybody's.
+/// Which stages a stage may import. `model`, `config`, `metrics`, `failpoint` are everybody's.
 const ARROWS: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("model", &[]),
     ("metrics", &[]),
+    ("failpoint", &[]),
     ("store", &["model"]),
     ("stream", &[]),
     ("ingest", &["store", "stream"]),
@@ -35,7 +36,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("commands", &["store", "stream", "transform"]),
 ];
 
-const COMMON: &[&str] = &["model", "config", "metrics"];
+const COMMON: &[&str] = &["model", "config", "metrics", "failpoint"];
 
 fn sources(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

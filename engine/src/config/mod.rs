@@ -199,6 +199,9 @@ section!(
         /// How often this consumer beats.
         #[serde(with = "span")]
         beat: Duration = Duration::from_secs(2),
+        /// Beyond a request's time-out, how long its outcome may take to be recorded before the delivery is made again.
+        #[serde(with = "span")]
+        margin: Duration = Duration::from_secs(30),
         /// How long a drain waits for requests in flight.
         #[serde(with = "span")]
         grace: Duration = Duration::from_secs(20),

@@ -95,6 +95,10 @@ impl Config {
             self.recover.sweep_after > self.dispatch.hold,
             "recover.sweep_after must be longer than dispatch.hold, or work in hand looks lost",
         );
+        need(
+            self.dispatch.margin >= Duration::from_secs(1),
+            "dispatch.margin must be at least 1s, or what is being recorded is sent again",
+        );
         need(self.recover.dead_after_beats >= 3, "recover.dead_after_beats must be at least 3");
         let transform = &self.transform;
         need(transform.threads <= 16, "transform.threads must be at most 16; 0 is one for every core");

@@ -5,7 +5,7 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::Poll,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -26,7 +26,7 @@ use super::{
     outcome::{Call, Failure, Reply, retry_after},
     pool::{Checkout, Limits, Pool, Stream},
 };
-use crate::{config, metrics::Metrics};
+use crate::{config, metrics::Metrics, model::Timestamp};
 
 /// Connections that one request is tried on while none takes a byte of it: one that was idle and two new ones. An
 /// endpoint that closes each connection as it is opened has failed.
@@ -225,7 +225,7 @@ impl Inner {
             used.done(&self.pool, head.version, &head.headers);
         }
         let text = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let wait = |value| retry_after(value, text(DATE), SystemTime::now(), self.retry_after_max);
+        let wait = |value| retry_after(value, text(DATE), Timestamp::now().into(), self.retry_after_max);
         Reply { status: head.status, body, retry_after: text(RETRY_AFTER).and_then(wait) }
     }
 }

@@ -30,6 +30,7 @@ use std::{
 use tokio::{
     sync::watch as signal,
     task::{JoinHandle, JoinSet},
+    time::Instant,
 };
 
 pub use self::registry::Registry;
@@ -342,6 +343,26 @@ impl Context {
             config: config.clone(),
             metrics,
         })
+    }
+
+    /// How long a retry is leased: from queue to reply, and time to record it. A lease that ends earlier sends twice.
+    fn lease(&self) -> Duration {
+        self.config.dispatch.hold + self.config.deliver.timeout + self.config.dispatch.margin
+    }
+
+    /// Makes a lease longer by what the webhook's own time-out is longer than the usual one. Its end would come before the
+    /// reply, and so nothing would ever be sent.
+    async fn lengthen(&self, due: &mut Due, delivery: &mut Delivery) -> Result<(), stream::Error> {
+        let own = delivery.target.webhook.own.timeout.unwrap_or(Duration::ZERO);
+        let more = own.saturating_sub(self.config.deliver.timeout);
+        if more.is_zero() {
+            return Ok(());
+        }
+        let (lease, now) = (self.lease() + more, Instant::now());
+        let key = (delivery.event.id, delivery.target.webhook.id);
+        due.postpone(&[(key, i64::try_from(lease.as_millis()).unwrap_or(i64::MAX))]).await?;
+        delivery.lease = Some(self.leases.note(key, now + lease));
+        Ok(())
     }
 
     /// How long, in milliseconds, what waited in a pause has from its end on.

@@ -11,6 +11,7 @@ use super::{
     work,
 };
 use crate::{
+    failpoint,
     model::Key,
     store::{self, scheduled::Owed},
     stream::due::{Due, LEASE_MAX},
@@ -55,13 +56,13 @@ async fn round(context: &Arc<Context>, due: &mut Due) -> Result<usize, Failure> 
     if room == 0 || context.retry_budget.is_full() || !context.fence.holds(term) {
         return Ok(0);
     }
-    // From queue to reply, and time to record it: a lease that ends earlier sends twice.
-    let lease = context.config.dispatch.hold + context.config.deliver.timeout + work::MARGIN;
+    let lease = context.lease();
     let until = Instant::now() + lease;
     let keys = due.lease(room, i64::try_from(lease.as_millis())?, &context.gate).await?;
     if keys.is_empty() {
         return Ok(0);
     }
+    failpoint::hit("leased");
     context.metrics.retry.leased.increment(keys.len() as u64);
     let owed = match look_up(context, due, &keys).await {
         Ok(owed) => owed,
@@ -75,7 +76,7 @@ async fn round(context: &Arc<Context>, due: &mut Due) -> Result<usize, Failure> 
     let mut crowded = Vec::new();
     while let Some(row) = rows.next() {
         let key = row.key;
-        match take(context, row, until, term).await {
+        match take(context, due, row, until, term).await {
             Ok(None) => {}
             Ok(Some(wait)) => crowded.push((key, i64::try_from(wait.as_millis())?)),
             Err(error) => {
@@ -126,6 +127,7 @@ async fn forget_stale(context: &Context, due: &mut Due, keys: &[Key], owed: &[Ow
 /// Hands a delivery to its lane. When there is no room for it, says for how long to leave it.
 async fn take(
     context: &Arc<Context>,
+    due: &mut Due,
     row: Owed,
     until: Instant,
     term: u64,
@@ -144,6 +146,7 @@ async fn take(
         // It is leased and stands in the schedule: there it may as well wait.
         Err(_) => return Ok(Some(CROWDED)),
     }
+    context.lengthen(due, &mut delivery).await?;
     work::admit(context, delivery).await;
     Ok(None)
 }

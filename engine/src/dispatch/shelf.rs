@@ -120,7 +120,7 @@ async fn try_probe(
     webhook: WebhookId,
     lane: &Arc<Lane<Delivery>>,
 ) -> Result<bool, Failure> {
-    let lease = context.config.dispatch.hold + context.config.deliver.timeout + work::MARGIN;
+    let lease = context.lease();
     let (term, until) = (context.fence.term(), Instant::now() + lease);
     let lease_ms = i64::try_from(lease.as_millis())?;
     let mut breakers = context.breakers.clone();
@@ -143,7 +143,7 @@ async fn try_probe(
         (Some(_), Some(row)) => context.retry_of(row, until, term).await?,
         _ => None,
     };
-    let Some(delivery) = delivery else {
+    let Some(mut delivery) = delivery else {
         // Nothing is owed that could be sent: the next one that comes is the probe.
         breakers.close(webhook).await?;
         lane.close();
@@ -154,6 +154,7 @@ async fn try_probe(
         work::admit(context, delivery).await;
         return Ok(false);
     }
+    context.lengthen(&mut due, &mut delivery).await?;
     lane.begin_probe();
     work::start(context, lane, delivery);
     Ok(true)

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     deliver::{Content, Verdict, outcome},
+    failpoint,
     lane::{Admission, Kind, Lane, Outcome},
     metrics::Metrics,
     model::{AccountId, Key, Pin, State, Timestamp, Try, is_operational},
@@ -30,9 +31,6 @@ use crate::{
 
 /// How long a delivery rests when this process has no file descriptors left.
 const OUT_OF_FILES: Duration = Duration::from_secs(2);
-
-/// Beyond a request's time-out, before its lease or its hold is over.
-pub(super) const MARGIN: Duration = Duration::from_secs(30);
 
 /// Gives a delivery to its lane.
 pub(super) async fn admit(context: &Arc<Context>, delivery: Delivery) {
@@ -110,6 +108,7 @@ fn may_send(context: &Context, delivery: &Delivery, timeout: Duration) -> bool {
 
 /// One attempt from the decision to send it to its record.
 async fn deliver(context: &Arc<Context>, mut delivery: Delivery) -> Outcome {
+    failpoint::hit_with("event", &delivery.event.kind);
     let timeout = delivery.target.webhook.own.timeout.unwrap_or(context.config.deliver.timeout);
     if !may_send(context, &delivery, timeout) {
         return drop_unsent(context, delivery);
@@ -179,6 +178,7 @@ async fn send(
     let Some(request) = request else { return unsigned(context, delivery).await };
     let call = context.client.call(request, timeout);
     let done = held(context, &mut delivery, hold_over, Some(&sent), call).await;
+    failpoint::hit("replied");
     let verdict = outcome::judge(done, context.kept);
     if matches!(verdict, Verdict::Unsent) {
         context.metrics.deliver.out_of_files.increment(1);
@@ -270,7 +270,7 @@ fn meaning(verdict: &Verdict) -> Outcome {
 async fn release_entry(context: &Context, delivery: &mut Delivery, sent: Option<&Sent>) {
     context.metrics.lane.parked_held.increment(1);
     let own = &delivery.target.webhook.own;
-    let wait = own.timeout.unwrap_or(context.config.deliver.timeout) + MARGIN;
+    let wait = own.timeout.unwrap_or(context.config.deliver.timeout) + context.config.dispatch.margin;
     let mut record = blank(delivery);
     let mut row = later(context, own, &record, delivery.tried.attempt, wait, "in_flight");
     row.pin = sent.map(Sent::pin);

@@ -32,7 +32,7 @@ pub(super) fn start(
     stream: &stream::Handle,
     roles: Roles,
     stop: &watch::Sender<bool>,
-) -> Result<Vec<tokio::task::JoinHandle<()>>, Error> {
+) -> Result<Vec<(&'static str, tokio::task::JoinHandle<()>)>, Error> {
     let (config, metrics) = (&common.config, &common.metrics);
     let keeper = Keeper {
         link: Link::new(store.address().clone(), BEAT_PATIENCE),
@@ -89,11 +89,11 @@ pub(super) fn start(
         Takeover { store: store.clone(), host: common.transforms.clone(), every: config.recover.sweep_every };
     let every = config.ingest.mark_flush;
     Ok(vec![
-        tokio::spawn(keeper.run(stop.subscribe())),
-        tokio::spawn(rebuild.run(stop.subscribe())),
-        tokio::spawn(sweep.run(stop.subscribe())),
-        tokio::spawn(upkeep.run(stop.subscribe())),
-        tokio::spawn(takeover.run(stop.subscribe())),
-        tokio::spawn(marks::run(stream.clone(), link(), common.instance, every, stop.subscribe())),
+        ("keeper", tokio::spawn(keeper.run(stop.subscribe()))),
+        ("rebuild", tokio::spawn(rebuild.run(stop.subscribe()))),
+        ("sweep", tokio::spawn(sweep.run(stop.subscribe()))),
+        ("upkeep", tokio::spawn(upkeep.run(stop.subscribe()))),
+        ("compilations", tokio::spawn(takeover.run(stop.subscribe()))),
+        ("marks", tokio::spawn(marks::run(stream.clone(), link(), common.instance, every, stop.subscribe()))),
     ])
 }

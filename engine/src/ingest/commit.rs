@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::{Error, Pending, Receipt, Ring, batch::Ids, queue::Item};
 use crate::{
+    failpoint,
     metrics::Metrics,
     model::{AccountId, Batch, Event, EventId, Span},
     store::{
@@ -73,6 +74,7 @@ pub(super) struct Accepted {
 impl Commits {
     /// Answers everybody in a group, then puts it on its way to dispatch.
     pub(super) fn accept(&self, Accepted { group, committed }: Accepted) {
+        failpoint::hit("committed");
         let span =
             Span { first: EventId(group.insert.first), n: group.insert.len(), version: committed.version };
         let mut events = Vec::with_capacity(if self.ring.is_some() { group.waiting.len() } else { 0 });

@@ -52,7 +52,12 @@ impl Sweep {
                 () = tokio::time::sleep(self.every) => {}
                 () = crate::stopped(&mut stop) => return,
             }
-            if let Err(error) = self.pass().await {
+            // A pass may take minutes after an outage, and whoever sweeps next begins at the same place.
+            let outcome = tokio::select! {
+                outcome = self.pass() => outcome,
+                () = crate::stopped(&mut stop) => return,
+            };
+            if let Err(error) = outcome {
                 tracing::debug!(error = crate::chain(&error), "nothing swept");
             }
         }

@@ -62,7 +62,12 @@ impl Upkeep {
                 () = tokio::time::sleep(self.every) => {}
                 () = crate::stopped(&mut stop) => return,
             }
-            if let Err(error) = self.round().await {
+            // Every step is a statement of its own, and another process goes on.
+            let outcome = tokio::select! {
+                outcome = self.round() => outcome,
+                () = crate::stopped(&mut stop) => return,
+            };
+            if let Err(error) = outcome {
                 tracing::debug!(error = crate::chain(&error), "upkeep waits for Postgres");
             }
         }

@@ -7,6 +7,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{Handle, Item, Open};
 use crate::{
+    failpoint,
     metrics::Metrics,
     model::Key,
     store::{
@@ -73,6 +74,7 @@ impl<P> Recorder<P> {
             // A record that was given up holds its neighbours' entry back no more: the sweep finds what is missing.
             let done: Vec<Arc<Open>> =
                 items.drain(..).filter_map(|item| item.entry).filter(|e| e.release()).collect();
+            failpoint::hit("recorded");
             self.tell_redis(&updates, &done).await;
             for entry in &done {
                 (self.closed)(entry);

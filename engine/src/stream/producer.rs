@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{Error, Keys, entry};
-use crate::{metrics::Metrics, model::Span};
+use crate::{failpoint, metrics::Metrics, model::Span};
 
 /// Entries of one XADD pipeline.
 const PIPELINE: usize = 256;
@@ -147,6 +147,7 @@ impl Producer {
             let start = Instant::now();
             match self.xadd(connection, batch).await {
                 Ok(()) => {
+                    failpoint::hit("streamed");
                     metrics.send_seconds.record(start.elapsed().as_secs_f64());
                     metrics.sent.increment(batch.len() as u64);
                     lock(&self.shared.marks).extend(batch.drain(..).map(|b| b.span.first.0));
@@ -174,6 +175,7 @@ impl Producer {
     }
 
     async fn xadd(&self, connection: &mut ConnectionManager, batch: &[Outgoing]) -> Result<(), Error> {
+        failpoint::hit("answered");
         let mut pipe = redis::pipe();
         for Outgoing { span, check, since } in batch {
             let command = pipe.cmd("XADD").arg(&self.keys.events).arg("*");

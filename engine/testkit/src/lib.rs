@@ -18,5 +18,5 @@ pub use eventpulse_embedded::{Postgres, Redis, alive};
 pub use names::Names;
 pub use proxy::TcpProxy;
 pub use receiver::{Receiver, Reply};
-pub use stack::{Stack, database, prefix, private_postgres, private_redis, stack};
+pub use stack::{Stack, database, prefix, private_postgres, private_redis, scratch, stack};
 pub use wait::eventually;

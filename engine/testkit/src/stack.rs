@@ -94,6 +94,15 @@ pub async fn private_redis() -> Redis {
     private(Redis::start).await
 }
 
+/// Gives a directory for servers that a test starts itself, as one who has to know where their files are.
+/// It is cleared away like the others.
+pub fn scratch(hint: &str) -> PathBuf {
+    let dir = root().join(unique(hint));
+    fs::create_dir_all(&dir).expect("a directory of its own");
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("its mode");
+    dir
+}
+
 async fn private<T, F>(start: F) -> T
 where
     T: Send + 'static,

@@ -388,3 +388,27 @@ async fn large_events_to_endpoints_that_hang_leave_room_for_others() {
     let ended = count(&db, "SELECT count(*) FROM delivery_attempts").await;
     assert_eq!(ended, 1, "the fast one was made before any of those that hang was over");
 }
+
+/// 1. A retry is leased for as long as an attempt with the usual time-out takes, and some more.
+/// 2. The webhook has a time-out of its own that is longer than all of that.
+/// 3. So its lease would be over before the reply could be there: it was dropped unsent each time, until it expired.
+#[tokio::test]
+async fn a_retry_is_made_however_long_its_webhook_may_take() {
+    let app = App::with("longer", |config| {
+        config.deliver.timeout = Duration::from_secs(1);
+        config.deliver.connect_timeout = Duration::from_secs(1);
+        config.dispatch.margin = Duration::from_secs(1);
+    })
+    .await;
+    let receiver = Receiver::start().await;
+    receiver.script(|r| if r.n == 0 { Reply::status(500) } else { Reply::ok() });
+    let account = app.register(&receiver.url("/")).await;
+    let url = app.url(&format!("/webhooks/{}", account.webhook));
+    let change =
+        app.client.patch(url).header("x-api-key", &account.key).json(&json!({ "timeoutMs": 60_000 }));
+    assert_eq!(change.send().await.unwrap().status(), 200);
+    let event = app.send(&account.key, "t", json!(1)).await;
+    let attempts = attempts(&app, &account, event, 2).await;
+    assert_eq!(attempts[1]["status"], "success", "{attempts:?}");
+    app.stop().await;
+}
