@@ -183,6 +183,9 @@ async fn run(
     migrate::wait_for(&store, POSTGRES_PATIENCE).await?;
     let identity = store.identity().await?;
     if let Err(error) = redis.wait_for(REDIS_PATIENCE).await {
+        if error.is_setting() {
+            return Err(error.into());
+        }
         tracing::warn!(
             error = crate::chain(&error),
             "started without Redis: events are accepted and wait for it"
@@ -192,7 +195,7 @@ async fn run(
     let common = Common {
         ring: (roles == Roles::Both)
             .then(|| Arc::new(Ring::new(config.ingest.ring_events_max, config.ingest.ring_bytes_max))),
-        keys: stream::Keys::new(&identity.engine, 0),
+        keys: stream::Keys::new(&identity.engine, stream::keys::SHARD),
         transforms: Arc::new(Host::new(&config.transform, metrics.clone())?),
         config: config.clone(),
         identity,

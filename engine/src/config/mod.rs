@@ -6,6 +6,7 @@
 
 pub mod load;
 pub mod proxy;
+pub mod redis;
 pub mod roots;
 mod validate;
 pub mod value;
@@ -40,7 +41,8 @@ section!(
     Config {
         /// `DATABASE_URL`. Postgres 13 or later; Prisma's `?schema=` is understood. No default.
         database_url: Secret = Secret::default(),
-        /// `REDIS_URL`. Redis 7.0 or later, or Valkey 8; `redis://`, `rediss://` or `unix://`. No default.
+        /// `REDIS_URL`. Redis 7.0 or later, or Valkey 8; `redis://`, `rediss://` or `unix://`, and for a cluster
+        /// `redis+cluster://` or `rediss+cluster://` with some of its nodes, `host:port` separated by commas. No default.
         redis_url: Secret = Secret::default(),
         http: Http = Http::default(),
         registration: Registration = Registration::default(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Config, Roles, load::Error, proxy::Proxy, roots};
+use super::{Config, Roles, load::Error, proxy::Proxy, redis, roots};
 
 impl Config {
     /// # Errors
@@ -22,6 +22,11 @@ impl Config {
             !self.redis_url.is_empty(),
             "REDIS_URL is not set: `eventpulse dev` brings its own Redis, `serve` needs one",
         );
+        if let Err(problem) = redis::Place::parse(self.redis_url.reveal())
+            && !self.redis_url.is_empty()
+        {
+            need(false, &format!("REDIS_URL {problem}"));
+        }
         need(
             !roles.api()
                 || self.http.listen.is_loopback()

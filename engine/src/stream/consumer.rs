@@ -3,12 +3,9 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use redis::{
-    Pipeline, Script, Value,
-    aio::{ConnectionManager, MultiplexedConnection},
-};
+use redis::{Pipeline, Script, Value, aio::MultiplexedConnection};
 
-use super::{Entry, Error, GROUP, Keys, Redis, entry};
+use super::{Connection, Entry, Error, GROUP, Keys, Redis, entry};
 
 /// How long one read blocks in Redis, and how long the reader waits for the answer before it takes the
 /// connection for dead.
@@ -123,13 +120,13 @@ fn readable(value: &Value) -> Option<Entry> {
 /// What keeps the group honest: beats, claims, and our own forgotten entries.
 #[derive(Clone)]
 pub struct Claims {
-    connection: ConnectionManager,
+    connection: Connection,
     keys: Keys,
     consumer: String,
 }
 
 impl Claims {
-    pub fn new(connection: ConnectionManager, keys: Keys, consumer: String) -> Claims {
+    pub fn new(connection: Connection, keys: Keys, consumer: String) -> Claims {
         Claims { connection, keys, consumer }
     }
 

@@ -10,11 +10,13 @@ mod background;
 pub mod guests;
 pub mod proxy;
 pub mod receiver;
+mod redis_cluster;
 mod stack;
 mod wait;
 
 pub use eventpulse_embedded::{Postgres, Redis, alive};
 pub use proxy::TcpProxy;
 pub use receiver::{Receiver, Reply};
-pub use stack::{Stack, database, prefix, private_postgres, private_redis, stack};
+pub use redis_cluster::RedisCluster;
+pub use stack::{Stack, database, prefix, private_postgres, private_redis, redis_cluster, stack};
 pub use wait::eventually;

@@ -5,6 +5,7 @@ mod backlog;
 mod bad_input;
 mod bulk;
 mod client;
+mod cluster;
 mod contract;
 mod deferred;
 mod delivery;
