@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 use crate::{
     config::{self, Config, Roles},
@@ -80,6 +80,7 @@ pub struct Engine {
     pub dispatcher: Option<SocketAddr>,
     pub metrics: Arc<Metrics>,
     stop: watch::Sender<bool>,
+    hurry: Arc<Notify>,
     ended: oneshot::Receiver<Result<(), Error>>,
 }
 
@@ -98,13 +99,14 @@ impl Engine {
         let metrics = Arc::new(Metrics::new());
         let (stop, stopped) = watch::channel(false);
         let (ready, started) = oneshot::channel();
+        let hurry = Arc::new(Notify::new());
         let run = {
-            let (config, metrics) = (config.clone(), metrics.clone());
-            move || run(config, roles, metrics, ready, stopped)
+            let (config, metrics, hurry) = (config.clone(), metrics.clone(), hurry.clone());
+            move || run(config, roles, metrics, ready, stopped, hurry)
         };
         let ended = thread("eventpulse-keeper", run)?;
         match started.await {
-            Ok((gateway, dispatcher)) => Ok(Engine { gateway, dispatcher, metrics, stop, ended }),
+            Ok((gateway, dispatcher)) => Ok(Engine { gateway, dispatcher, metrics, stop, hurry, ended }),
             // It ended before it was ready, and says why.
             Err(_) => Err(match ended.await {
                 Ok(Err(error)) => error,
@@ -121,7 +123,12 @@ impl Engine {
         }
     }
 
-    /// Stops accepting, finishes what was accepted, records it, and returns.
+    /// Ends the delay of a [`shutdown`](Engine::shutdown), now or later.
+    pub fn hurry(&self) -> Arc<Notify> {
+        self.hurry.clone()
+    }
+
+    /// Waits for `shutdown.delay`, stops accepting, finishes what was accepted, records it, and returns.
     pub async fn shutdown(self) -> Result<(), Error> {
         self.stop.send_replace(true);
         self.ended.await.unwrap_or(Err(Error::Ended("engine")))
@@ -159,6 +166,8 @@ struct Common {
     instance: i64,
     redis: Redis,
     keys: stream::Keys,
+    /// Set as soon as this process is to end, before anything is stopped.
+    stopping: watch::Receiver<bool>,
     ring: Option<Arc<Ring>>,
     transforms: Arc<Host>,
     metrics: Arc<Metrics>,
@@ -167,6 +176,13 @@ struct Common {
 impl Common {
     fn store(&self) -> Result<Store, Error> {
         Ok(Store::new(self.config.database_url.reveal(), POOL)?)
+    }
+
+    /// What a role looks at to say whether it is ready. For the runtime that calls it.
+    fn readiness(&self, service: &'static str, needs_redis: bool) -> Result<http::Readiness, Error> {
+        let store = Store::new(self.config.database_url.reveal(), 1)?;
+        let redis = Claims::new(self.redis.commands()?, self.keys.clone(), "readiness".to_owned());
+        Ok(http::Readiness::new(service, store, redis, needs_redis, self.stopping.clone()))
     }
 }
 
@@ -177,11 +193,13 @@ async fn run(
     metrics: Arc<Metrics>,
     ready: oneshot::Sender<Addresses>,
     mut stopped: watch::Receiver<bool>,
+    hurry: Arc<Notify>,
 ) -> Result<(), Error> {
     let store = Store::new(config.database_url.reveal(), POOL)?;
     let redis = Redis::new(config.redis_url.reveal(), config.stream.reply_timeout)?;
     migrate::wait_for(&store, POSTGRES_PATIENCE).await?;
     let identity = store.identity().await?;
+    store.check_schema().await?;
     if let Err(error) = redis.wait_for(REDIS_PATIENCE).await {
         if error.is_setting() {
             return Err(error.into());
@@ -197,6 +215,7 @@ async fn run(
             .then(|| Arc::new(Ring::new(config.ingest.ring_events_max, config.ingest.ring_bytes_max))),
         keys: stream::Keys::new(&identity.engine, stream::keys::SHARD),
         transforms: Arc::new(Host::new(&config.transform, metrics.clone())?),
+        stopping: stopped.clone(),
         config: config.clone(),
         identity,
         instance,
@@ -240,6 +259,11 @@ async fn run(
     };
 
     let start = Instant::now();
+    // Who balances the load has to notice that this gateway is not ready any more, and to send its requests elsewhere.
+    if fault.is_none() && api.is_some() && !config.shutdown.delay.is_zero() {
+        tracing::info!(delay = ?config.shutdown.delay, "stopping soon");
+        let _ = tokio::time::timeout(config.shutdown.delay, hurry.notified()).await;
+    }
     api_stop.send_replace(true);
     fault = fault.or(finish(api).await);
     if let Some(producer) = producer {
@@ -314,7 +338,7 @@ impl Api {
         let Api { common, stream, producer } = self;
         let (config, metrics) = (&common.config, &common.metrics);
         let port = config.http.port;
-        let server = bind(config, port, metrics.http.connections.clone()).await?;
+        let server = bind(&common, port, metrics.http.connections.clone()).await?;
         let store = common.store()?;
         // The first request should not pay for the first connection.
         store.ping().await?;
@@ -362,6 +386,7 @@ impl Api {
             transforms: common.transforms.clone(),
             uploads: http::Turns::uploads(metrics),
             dry_runs: http::Turns::dry_runs(metrics),
+            readiness: common.readiness("api-gateway", false)?,
             policy: Policy::new(&config.retry, config.deliver.timeout),
             metrics: metrics.clone(),
         };
@@ -386,8 +411,9 @@ impl Api {
     }
 }
 
-async fn bind(config: &Config, port: u16, connections: metrics::Gauge) -> Result<Server, Error> {
-    Server::bind(&config.http, port, connections).await.map_err(|source| Error::Bind { port, source })
+async fn bind(common: &Common, port: u16, connections: metrics::Gauge) -> Result<Server, Error> {
+    let (http, stopping) = (&common.config.http, common.stopping.clone());
+    Server::bind(http, port, connections, stopping).await.map_err(|source| Error::Bind { port, source })
 }
 
 fn address(server: &Server, port: u16) -> Result<SocketAddr, Error> {

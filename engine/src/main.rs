@@ -20,6 +20,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const EX_USAGE: u8 = 64;
 
 /// Longest drain: below the 40 s that the compose file and the README ask supervisors to allow.
+/// `shutdown.delay` comes on top.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(35);
 
 /// A webhook engine: events in by HTTP, committed to Postgres, delivered signed, retried, never lost.
@@ -70,6 +71,9 @@ enum Command {
     Healthcheck {
         #[arg(long)]
         role: Option<Role>,
+        /// Ask this URL, and nothing else: well is what answers with 2xx.
+        #[arg(long)]
+        url: Option<String>,
     },
     /// Write, check, try and upload a webhook's own module.
     #[command(subcommand)]
@@ -131,7 +135,7 @@ fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<(), Failure> {
     let role = match &cli.command {
-        Some(Command::Serve { role, .. } | Command::Healthcheck { role }) => *role,
+        Some(Command::Serve { role, .. } | Command::Healthcheck { role, .. }) => *role,
         _ => None,
     };
     let config = configuration(&cli, matches!(role, Some(Role::Dispatcher)))?;
@@ -152,7 +156,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Some(Command::Dev(options)) => Ok(dev::run(config, options, terminated()).await?),
         Some(Command::Serve { role, migrate }) => serve(config, roles(role), migrate).await,
         Some(Command::Migrate) => migrate_database(&config).await,
-        Some(Command::Healthcheck { role }) => healthcheck(&config, roles(role)).await,
+        Some(Command::Healthcheck { role, url }) => healthcheck(&config, roles(role), url).await,
         Some(Command::Transform(command)) => Ok(commands::transform::run(&config, command).await?),
         // Done in `main` already.
         Some(Command::CompileTransform) => Ok(()),
@@ -206,6 +210,7 @@ fn raise_file_limit() {
 async fn serve(config: Config, roles: Roles, migrate: bool) -> Result<(), Failure> {
     config.validate(roles).map_err(|e| Failure::Usage(e.to_string()))?;
     let mut term = std::pin::pin!(terminated());
+    let longest = SHUTDOWN_MAX + config.shutdown.delay;
     let start = async {
         if migrate {
             migrate_database(&config).await?;
@@ -226,20 +231,29 @@ async fn serve(config: Config, roles: Roles, migrate: bool) -> Result<(), Failur
         "ready"
     );
     tokio::select! {
-        () = &mut term => shutdown(engine).await,
+        () = &mut term => shutdown(engine, longest).await,
         error = engine.ended() => Err(error.into()),
     }
 }
 
-/// Drains, and ends all the same when Postgres or Redis hang: what was accepted is committed, and what is in hand is
+/// Drains; a second signal ends the delay before it. Ends all the same when Postgres or Redis hang: what was accepted is committed, and what is in hand is
 /// pending or leased, so another process takes over what this one leaves.
-async fn shutdown(engine: Engine) -> Result<(), Failure> {
-    match tokio::time::timeout(SHUTDOWN_MAX, engine.shutdown()).await {
+async fn shutdown(engine: Engine, longest: Duration) -> Result<(), Failure> {
+    let hurry = engine.hurry();
+    let again = async {
+        terminated().await;
+        hurry.notify_one();
+        std::future::pending::<()>().await
+    };
+    let drained = tokio::select! {
+        drained = tokio::time::timeout(longest, engine.shutdown()) => drained,
+        () = again => return Ok(()),
+    };
+    match drained {
         Ok(outcome) => Ok(outcome?),
-        Err(_) => Err(Failure::Other(format!(
-            "not drained within {} s; ended all the same",
-            SHUTDOWN_MAX.as_secs()
-        ))),
+        Err(_) => {
+            Err(Failure::Other(format!("not drained within {} s; ended all the same", longest.as_secs())))
+        }
     }
 }
 
@@ -254,17 +268,19 @@ async fn migrate_database(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn healthcheck(config: &Config, roles: Roles) -> Result<(), Failure> {
+async fn healthcheck(config: &Config, roles: Roles, url: Option<String>) -> Result<(), Failure> {
     let host = if config.http.listen.is_unspecified() {
         std::net::Ipv4Addr::LOCALHOST.into()
     } else {
         config.http.listen
     };
     let ports = [(roles.api(), config.http.port), (roles.dispatcher(), config.http.dispatcher_port)];
-    for port in ports.into_iter().filter(|(wanted, _)| *wanted).map(|(_, port)| port) {
-        let address = std::net::SocketAddr::new(host, port);
-        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(3)).build()?;
-        client.get(format!("http://{address}/health")).send().await?.error_for_status()?;
+    let ports = ports.into_iter().filter(|(wanted, _)| *wanted).map(|(_, port)| port);
+    let health = |port| format!("http://{}/health", std::net::SocketAddr::new(host, port));
+    let urls = url.map_or_else(|| ports.map(health).collect(), |url| vec![url]);
+    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(3)).build()?;
+    for url in urls {
+        client.get(url).send().await?.error_for_status()?;
     }
     println!("ok");
     Ok(())

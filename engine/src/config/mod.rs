@@ -58,6 +58,7 @@ section!(
         retention: Retention = Retention::default(),
         webhooks: Webhooks = Webhooks::default(),
         recover: Recover = Recover::default(),
+        shutdown: Shutdown = Shutdown::default(),
         log: Log = Log::default(),
     }
 );
@@ -373,6 +374,17 @@ section!(
         sweep_every: Duration = Duration::from_secs(5),
         /// Beats of ours that must pass without one of another instance's before its batches are taken over.
         dead_after_beats: u32 = 10,
+    }
+);
+
+section!(
+    /// The end of a process.
+    Shutdown {
+        /// How long a gateway that is told to end goes on as before, but for `/readyz`, which says that it ends, and for
+        /// `Connection: close` on its answers. As long as the load balancer takes to notice: shorter loses requests that
+        /// were on their way, longer makes restarts slow. A second signal ends it. 0 for none.
+        #[serde(with = "span")]
+        delay: Duration = Duration::ZERO,
     }
 );
 

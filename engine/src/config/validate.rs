@@ -166,6 +166,10 @@ impl Config {
             self.webhooks.disable_after <= Duration::from_secs(3650 * 86_400),
             "webhooks.disable_after must be at most ten years; 0 stands for never",
         );
+        need(
+            self.shutdown.delay <= Duration::from_secs(300),
+            "shutdown.delay must be at most 5m: supervisors kill what takes so long",
+        );
         need(self.retry.due_max > 0, "retry.due_max must be at least 1");
         if problems.is_empty() { Ok(()) } else { Err(Error(problems)) }
     }

@@ -20,7 +20,8 @@ pub(super) async fn run(
 ) -> Result<(), Error> {
     let metrics = common.metrics.clone();
     let port = common.config.http.dispatcher_port;
-    let server = bind(&common.config, port, metrics::Gauge::noop()).await?;
+    let server = bind(&common, port, metrics::Gauge::noop()).await?;
+    let readiness = common.readiness("dispatcher-worker", true)?;
     let workers = common.config.dispatch.workers();
     let config = Arc::new(share(&common.config, workers));
     let mut others = FuturesUnordered::new();
@@ -33,7 +34,7 @@ pub(super) async fn run(
     let _ = ready.send(address(&server, port)?);
     let fault = tokio::select! {
         biased;
-        () = server.run(Arc::new(http::Dispatcher { metrics }), stop) => None,
+        () = server.run(Arc::new(http::Dispatcher { readiness, metrics }), stop) => None,
         error = fault(&mut others) => Some(error),
     };
     if let Some(error) = fault {

@@ -6,7 +6,7 @@ use hyper::{Method, Request, Response, body::Incoming};
 use tokio::sync::Semaphore;
 
 use super::{
-    ApiError, Connection, Service, api_keys, body, deliveries, dlq, events, manage, replay,
+    ApiError, Connection, Readiness, Service, api_keys, body, deliveries, dlq, events, manage, replay,
     reply::{self, Body},
     resend, rotate_secret, test_event,
     transform::{self, Turns},
@@ -46,6 +46,7 @@ pub struct Gateway {
     pub transforms: Arc<Host>,
     pub uploads: Turns,
     pub dry_runs: Turns,
+    pub readiness: Readiness,
     /// How long a new round may take.
     pub policy: Policy,
     pub metrics: Arc<Metrics>,
@@ -149,6 +150,8 @@ impl Gateway {
             ["webhooks", id, "replay"] if post => replay::replay(self, request, id).await,
             ["webhooks", id, "transform", ref rest @ ..] => transform::route(self, request, id, rest).await,
             ["health"] if get => Ok(reply::health("api-gateway")),
+            ["livez"] if get => Ok(self.readiness.live()),
+            ["readyz"] if get => Ok(self.readiness.ready().await),
             ["metrics"] if get => Ok(reply::metrics(&self.metrics)),
             ["send-event" | "send-events" | "register-webhook"]
             | ["dlq", "retry"]
@@ -158,7 +161,7 @@ impl Gateway {
             ["api-keys"] => Err(ApiError::method("GET, POST")),
             ["api-keys", _] => Err(ApiError::method("DELETE")),
             ["webhooks", _] => Err(ApiError::method("GET, PATCH, DELETE")),
-            ["events" | "dlq" | "webhooks" | "health" | "metrics"]
+            ["events" | "dlq" | "webhooks" | "health" | "livez" | "readyz" | "metrics"]
             | ["events", _]
             | ["events", _, "attempts"] => Err(ApiError::method("GET")),
             _ => Err(ApiError::no_such_path()),

@@ -15,6 +15,7 @@ mod gateway;
 mod head;
 mod manage;
 mod query;
+mod ready;
 mod replay;
 mod reply;
 mod resend;
@@ -31,7 +32,8 @@ use std::sync::Arc;
 use hyper::{Method, Request, Response, body::Incoming};
 
 pub use self::{
-    connection::Connection, gateway::Gateway, server::Server, test_event::TestCalls, transform::Turns,
+    connection::Connection, gateway::Gateway, ready::Readiness, server::Server, test_event::TestCalls,
+    transform::Turns,
 };
 use self::{error::ApiError, reply::Body};
 use crate::metrics::Metrics;
@@ -47,6 +49,7 @@ pub trait Service: Send + Sync + 'static {
 
 /// The dispatcher's server: health and metrics.
 pub struct Dispatcher {
+    pub readiness: Readiness,
     pub metrics: Arc<Metrics>,
 }
 
@@ -54,8 +57,10 @@ impl Service for Dispatcher {
     async fn call(self: Arc<Self>, _: Arc<Connection>, request: Request<Incoming>) -> Response<Body> {
         match (request.uri().path(), request.method()) {
             ("/health", &Method::GET) => reply::health("dispatcher-worker"),
+            ("/livez", &Method::GET) => self.readiness.live(),
+            ("/readyz", &Method::GET) => self.readiness.ready().await,
             ("/metrics", &Method::GET) => reply::metrics(&self.metrics),
-            ("/health" | "/metrics", _) => ApiError::method("GET").into_response(),
+            ("/health" | "/livez" | "/readyz" | "/metrics", _) => ApiError::method("GET").into_response(),
             _ => ApiError::no_such_path().into_response(),
         }
     }

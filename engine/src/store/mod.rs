@@ -62,6 +62,10 @@ pub enum Error {
     Migration(#[from] refinery::Error),
     #[error("the database is not migrated: run `eventpulse migrate` or `serve --migrate`")]
     NotMigrated,
+    #[error(
+        "the database is at migration {found} and this program needs {wanted}: run `eventpulse migrate` or `serve --migrate`"
+    )]
+    OldSchema { found: i64, wanted: i64 },
 }
 
 /// What to do about a failed statement, by SQLSTATE class (PostgreSQL manual, appendix A).
