@@ -30,5 +30,6 @@ mod test_event;
 mod transform_host;
 mod transforms;
 mod transforms_api;
+mod upgrade;
 mod volume;
 mod webhooks;
