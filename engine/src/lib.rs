@@ -12,6 +12,8 @@ pub mod deliver;
 pub mod dev;
 pub mod dispatch;
 pub mod engine;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod http;
 pub mod ingest;
 pub mod lane;
