@@ -10,10 +10,9 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use eventpulse::{
     metrics::Metrics,
     model::{EventId, Span},
-    stream::{Handle, Keys, Producer, Redis},
+    stream::{Connection, Handle, Keys, Producer, Redis},
 };
 use eventpulse_bench::servers;
-use redis::aio::ConnectionManager;
 use tokio::{runtime::Runtime, sync::watch};
 
 /// Longest wait for one round.
@@ -23,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Stream {
     runtime: Runtime,
     handle: Handle,
-    connection: ConnectionManager,
+    connection: Connection,
     keys: Keys,
     /// The first id of the next batch.
     next: i64,

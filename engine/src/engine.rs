@@ -3,6 +3,7 @@
 //! Each role has a thread of its own with a single-threaded runtime, the dispatcher one for each of its workers, and the beats
 //! have another, so that a busy role never looks dead. Between them there is the ring of recent commits and nothing else.
 
+mod api;
 mod background;
 mod dispatchers;
 mod front;
@@ -16,24 +17,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
+use self::api::Api;
 use crate::{
     config::{self, Config, Roles},
     dispatch,
     http::{self, Server},
-    ingest::{
-        Batcher, Bounds, Commits, Counter, Queue, Ring, Room,
-        keys::{Form, Keys},
-    },
+    ingest::Ring,
     metrics::Metrics,
     recover::rebuild,
-    retry::schedule::Policy,
     store::{
         self, Address, Seal, Store, history,
         migrate::{self, Identity},
     },
-    stream::{self, Producer, Redis, breaker::Breakers, consumer::Claims, due::Due, epoch::Epochs},
+    stream::{self, Producer, Redis, consumer::Claims, epoch::Epochs},
     transform::{self, Host},
 };
 
@@ -48,9 +46,6 @@ const STREAM_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long a beat may take before its connection counts as dead: others count ten beats.
 const BEAT_PATIENCE: Duration = Duration::from_secs(3);
-
-/// Large bodies parsed at a time, beside the thread that serves.
-const PARSERS: usize = 2;
 
 /// Connections of each role's pool.
 const POOL: usize = 8;
@@ -87,6 +82,7 @@ pub struct Engine {
     pub dispatcher: Option<SocketAddr>,
     pub metrics: Arc<Metrics>,
     stop: watch::Sender<bool>,
+    hurry: Arc<Notify>,
     ended: oneshot::Receiver<Result<(), Error>>,
 }
 
@@ -112,14 +108,15 @@ impl Engine {
         let metrics = Arc::new(Metrics::new());
         let (stop, stopped) = watch::channel(false);
         let (ready, started) = oneshot::channel();
+        let hurry = Arc::new(Notify::new());
         let run = {
-            let (config, metrics) = (config.clone(), metrics.clone());
-            move || run(config, roles, metrics, ready, stopped)
+            let (config, metrics, hurry) = (config.clone(), metrics.clone(), hurry.clone());
+            move || run(config, roles, metrics, ready, stopped, hurry)
         };
         let ended = thread("eventpulse-keeper", run)?;
         match started.await {
             Ok((gateway, dispatcher, admin)) => {
-                Ok(Engine { gateway, dispatcher, admin, metrics, stop, ended })
+                Ok(Engine { gateway, dispatcher, admin, metrics, stop, hurry, ended })
             }
             // It ended before it was ready, and says why.
             Err(_) => Err(match ended.await {
@@ -137,7 +134,12 @@ impl Engine {
         }
     }
 
-    /// Stops accepting, finishes what was accepted, records it, and returns.
+    /// Ends the delay of a [`shutdown`](Engine::shutdown), now or later.
+    pub fn hurry(&self) -> Arc<Notify> {
+        self.hurry.clone()
+    }
+
+    /// Waits for `shutdown.delay`, stops accepting, finishes what was accepted, records it, and returns.
     pub async fn shutdown(self) -> Result<(), Error> {
         self.stop.send_replace(true);
         self.ended.await.unwrap_or(Err(Error::Ended("engine")))
@@ -178,6 +180,8 @@ struct Common {
     redis: Redis,
     keys: stream::Keys,
     gate: stream::Gate,
+    /// Set as soon as this process is to end, before anything is stopped.
+    stopping: watch::Receiver<bool>,
     ring: Option<Arc<Ring>>,
     transforms: Arc<Host>,
     seal: Seal,
@@ -187,6 +191,13 @@ struct Common {
 impl Common {
     fn store(&self) -> Store {
         Store::at(self.address.clone(), POOL).with_seal(self.seal.clone())
+    }
+
+    /// What a role looks at to say whether it is ready. For the runtime that calls it.
+    fn readiness(&self, service: &'static str, needs_redis: bool) -> Result<http::Readiness, Error> {
+        let store = Store::at(self.address.clone(), 1);
+        let redis = Claims::new(self.redis.commands()?, self.keys.clone(), "readiness".to_owned());
+        Ok(http::Readiness::new(service, store, redis, needs_redis, self.stopping.clone()))
     }
 }
 
@@ -204,15 +215,20 @@ async fn run(
     metrics: Arc<Metrics>,
     ready: oneshot::Sender<Addresses>,
     mut stopped: watch::Receiver<bool>,
+    hurry: Arc<Notify>,
 ) -> Result<(), Error> {
     let seal = seal(&config)?;
     let store = Store::new(config.database_url.reveal(), POOL)?.with_seal(seal.clone());
     let redis = Redis::new(config.redis_url.reveal(), &config.stream.roots, config.stream.reply_timeout)?;
     migrate::wait_for(&store, POSTGRES_PATIENCE).await?;
     let identity = store.identity().await?;
-    let keys = stream::Keys::new(&identity.engine, 0);
+    store.check_schema().await?;
     store.check_secrets().await?;
+    let keys = stream::Keys::new(&identity.engine, stream::keys::SHARD);
     if let Err(error) = redis.wait_for(REDIS_PATIENCE).await {
+        if error.is_setting() {
+            return Err(error.into());
+        }
         tracing::warn!(
             error = crate::chain(&error),
             "started without Redis: events are accepted and wait for it"
@@ -240,6 +256,7 @@ async fn run(
         gate: stream::Gate::default(),
         transforms: Arc::new(Host::new(&config.transform, metrics.clone())?),
         address: store.address().clone(),
+        stopping: stopped.clone(),
         config: config.clone(),
         seal,
         identity,
@@ -290,6 +307,11 @@ async fn run(
     };
 
     let start = Instant::now();
+    // Who balances the load has to notice that this gateway is not ready any more, and to send its requests elsewhere.
+    if fault.is_none() && api.is_some() && !config.shutdown.delay.is_zero() {
+        tracing::info!(delay = ?config.shutdown.delay, "stopping soon");
+        let _ = tokio::time::timeout(config.shutdown.delay, hurry.notified()).await;
+    }
     api_stop.send_replace(true);
     fault = fault.or(finish(api).await);
     if let Some(producer) = producer {
@@ -368,97 +390,13 @@ async fn finish(role: Option<Role>) -> Option<Error> {
     role.ended.await.unwrap_or(Err(Error::Ended(role.name))).err()
 }
 
-/// The gateway's role: server, key look-ups, batcher, producer.
-struct Api {
-    common: Common,
-    stream: stream::Handle,
-    producer: Producer,
-}
-
-impl Api {
-    async fn run(self, stop: watch::Receiver<bool>, ready: Ready) -> Result<(), Error> {
-        let Api { common, stream, producer } = self;
-        let (config, metrics) = (&common.config, &common.metrics);
-        let (server, beside) = front::open(config, metrics).await?;
-        let store = common.store();
-        // The first request should not pay for the first connection.
-        store.ping().await?;
-        // Connections of their own: slow lists of one tenant must not turn others' keys into refusals.
-        let lookups = Store::at(common.address.clone(), 2);
-        lookups.ping().await?;
-        let form = Form::new(&common.identity.key_secret);
-        let (keys, lookup) = Keys::new(form, lookups, config.ingest.keys_max, metrics.clone());
-        let bounds = Bounds {
-            events_max: config.ingest.queue_events_max,
-            bytes_max: config.ingest.queue_bytes_max,
-            standing_events_max: config.ingest.standing_events_max,
-        };
-        let queue = Queue::new(bounds, metrics.clone());
-        let commits = Commits {
-            address: store.address().clone(),
-            stream,
-            ring: common.ring.clone(),
-            owner: common.instance,
-            timeout: config.ingest.commit_timeout,
-            metrics: metrics.clone(),
-        };
-        let batcher = Batcher {
-            queue: queue.clone(),
-            commits: commits.clone(),
-            commits_max: config.ingest.commits_max,
-            stagger: config.ingest.commit_stagger,
-            batch_events_max: config.ingest.batch_events_max,
-            batch_bytes_max: config.ingest.batch_bytes_max,
-            metrics: metrics.clone(),
-        };
-        let (counter, carriers) = Counter::open(config, &commits);
-        let gateway = http::Gateway {
-            config: config.clone(),
-            store,
-            keys,
-            queue: queue.clone(),
-            counter: counter.clone(),
-            room: Room::new(config.http.held_bytes_max, metrics.clone()),
-            parsers: Semaphore::new(PARSERS),
-            due: Due::new(common.redis.commands()?, common.keys.clone(), config.retry.due_max),
-            claims: Claims::new(common.redis.commands()?, common.keys.clone(), "api".to_owned()),
-            breakers: Breakers::new(common.redis.commands()?, common.keys.clone()),
-            tests: http::TestCalls::new(config, metrics.clone())?,
-            transforms: common.transforms.clone(),
-            uploads: http::Turns::uploads(metrics),
-            dry_runs: http::Turns::dry_runs(metrics),
-            policy: Policy::new(&config.retry, config.deliver.timeout),
-            metrics: metrics.clone(),
-        };
-        let later = watch::Sender::new(false);
-        let lookup = tokio::spawn(lookup.run(later.subscribe()));
-        let batcher = tokio::spawn(batcher.run());
-        let [small, bulk] = carriers.map(|carrier| tokio::spawn(carrier.run()));
-        let producer =
-            tokio::spawn(producer.run(common.redis.commands()?, later.subscribe(), STREAM_PATIENCE));
-        let _ = ready.send((address(&server, config.http.port)?, beside.address()));
-        let beside = tokio::spawn(beside.run(later.subscribe()));
-        server.run(Arc::new(gateway), stop).await;
-        // In this order nothing that was accepted is left behind: commits first, then their entries.
-        queue.close();
-        counter.close();
-        for commits in [batcher, small, bulk] {
-            let _ = commits.await;
-        }
-        later.send_replace(true);
-        let _ = producer.await;
-        let _ = lookup.await;
-        let _ = beside.await;
-        Ok(())
-    }
-}
-
 async fn bind(
     settings: &config::Http,
     address: SocketAddr,
     connections: metrics::Gauge,
+    stopping: watch::Receiver<bool>,
 ) -> Result<Server, Error> {
-    let bound = Server::bind(settings, address, connections).await;
+    let bound = Server::bind(settings, address, connections, stopping).await;
     bound.map_err(|source| Error::Bind { port: address.port(), source })
 }
 

@@ -13,6 +13,8 @@ pub mod dev;
 pub mod dispatch;
 pub mod engine;
 pub mod failpoint;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod http;
 pub mod ingest;
 pub mod lane;

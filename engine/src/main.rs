@@ -20,6 +20,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const EX_USAGE: u8 = 64;
 
 /// Longest drain: below the 40 s that the compose file and the README ask supervisors to allow.
+/// `shutdown.delay` comes on top.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(35);
 
 /// A webhook engine: events in by HTTP, committed to Postgres, delivered signed, retried, never lost.
@@ -72,6 +73,9 @@ enum Command {
     Healthcheck {
         #[arg(long)]
         role: Option<Role>,
+        /// Ask this URL, and nothing else: well is what answers with 2xx.
+        #[arg(long)]
+        url: Option<String>,
     },
     /// Write, check, try and upload a webhook's own module.
     #[command(subcommand)]
@@ -136,7 +140,7 @@ fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<(), Failure> {
     let role = match &cli.command {
-        Some(Command::Serve { role, .. } | Command::Healthcheck { role }) => *role,
+        Some(Command::Serve { role, .. } | Command::Healthcheck { role, .. }) => *role,
         _ => None,
     };
     let config = configuration(&cli, matches!(role, Some(Role::Dispatcher)))?;
@@ -159,7 +163,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Some(Command::Serve { role, migrate }) => serve(config, roles(role), migrate).await,
         Some(Command::Reconcile(options)) => Ok(commands::reconcile::run(&config, options).await?),
         Some(Command::Migrate) => migrate_database(&config).await,
-        Some(Command::Healthcheck { role }) => healthcheck(&config, roles(role)).await,
+        Some(Command::Healthcheck { role, url }) => healthcheck(&config, roles(role), url).await,
         Some(Command::Transform(command)) => Ok(commands::transform::run(&config, command).await?),
         Some(Command::Secrets(command)) => Ok(commands::secrets::run(&config, command).await?),
         // Done in `main` already.
@@ -214,6 +218,7 @@ fn raise_file_limit() {
 async fn serve(config: Config, roles: Roles, migrate: bool) -> Result<(), Failure> {
     config.validate(roles).map_err(|e| Failure::Usage(e.to_string()))?;
     let mut term = std::pin::pin!(terminated());
+    let longest = SHUTDOWN_MAX + config.shutdown.delay;
     let start = async {
         if migrate {
             migrate_database(&config).await?;
@@ -234,7 +239,7 @@ async fn serve(config: Config, roles: Roles, migrate: bool) -> Result<(), Failur
         "ready"
     );
     tokio::select! {
-        () = &mut term => shutdown(engine).await,
+        () = &mut term => shutdown(engine, longest).await,
         error = engine.ended() => Err(stopped_by(error)),
     }
 }
@@ -255,15 +260,24 @@ fn stopped_by(error: eventpulse::engine::Error) -> Failure {
     Failure::Other(format!("{}; and it cannot be started again: {failed}", chain(&error)))
 }
 
-/// Drains, and ends all the same when Postgres or Redis hang: what was accepted is committed, and what is in hand is
+/// Drains; a second signal ends the delay before it. Ends all the same when Postgres or Redis hang: what was accepted is committed, and what is in hand is
 /// pending or leased, so another process takes over what this one leaves.
-async fn shutdown(engine: Engine) -> Result<(), Failure> {
-    match tokio::time::timeout(SHUTDOWN_MAX, engine.shutdown()).await {
+async fn shutdown(engine: Engine, longest: Duration) -> Result<(), Failure> {
+    let hurry = engine.hurry();
+    let again = async {
+        terminated().await;
+        hurry.notify_one();
+        std::future::pending::<()>().await
+    };
+    let drained = tokio::select! {
+        drained = tokio::time::timeout(longest, engine.shutdown()) => drained,
+        () = again => return Ok(()),
+    };
+    match drained {
         Ok(outcome) => Ok(outcome?),
-        Err(_) => Err(Failure::Other(format!(
-            "not drained within {} s; ended all the same",
-            SHUTDOWN_MAX.as_secs()
-        ))),
+        Err(_) => {
+            Err(Failure::Other(format!("not drained within {} s; ended all the same", longest.as_secs())))
+        }
     }
 }
 
@@ -278,8 +292,8 @@ async fn migrate_database(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn healthcheck(config: &Config, roles: Roles) -> Result<(), Failure> {
-    commands::healthcheck::run(config, roles).await?;
+async fn healthcheck(config: &Config, roles: Roles, url: Option<String>) -> Result<(), Failure> {
+    commands::healthcheck::run(config, roles, url).await?;
     println!("ok");
     Ok(())
 }

@@ -33,6 +33,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["compile", "dispatch", "http", "ingest", "recover", "retry", "store", "stream", "transform"],
     ),
     ("dev", &["deliver", "engine", "store"]),
+    // Whatever reads what comes from outside.
+    ("fuzz", &["deliver", "ingest", "stream", "transform"]),
     ("commands", &["store", "stream", "transform"]),
 ];
 

@@ -23,6 +23,7 @@ mod watchdog;
 
 pub use error::Error;
 pub use home::remove;
+pub use port::free_ports;
 pub use postgres::Postgres;
 pub use process::alive;
 pub use redis::Redis;

@@ -20,6 +20,17 @@ pub(crate) fn free() -> Result<u16, Error> {
     found.map_err(Error::Port)
 }
 
+/// Finds `n` different free ports, for servers that need more than the one they are started with.
+///
+/// # Errors
+/// When the system has none.
+pub fn free_ports(n: usize) -> Result<Vec<u16>, Error> {
+    // All are bound until the last is found, so that none is found twice.
+    let kept = (0..n).map(|_| keep(0)).collect::<io::Result<Vec<_>>>().map_err(Error::Port)?;
+    let port = |kept: &Kept| Ok(SocketAddrV4::try_from(getsockname(&kept.0)?)?.port());
+    kept.iter().map(port).collect::<io::Result<_>>().map_err(Error::Port)
+}
+
 /// Says whether somebody listens on `port` now.
 pub(crate) fn taken(port: u16) -> bool {
     keep(port).is_err()

@@ -27,6 +27,8 @@ pub struct Redis {
     kept: Option<Kept>,
     port: u16,
     program: PathBuf,
+    /// Beyond ours.
+    args: Vec<String>,
     home: Home,
 }
 
@@ -36,11 +38,20 @@ impl Redis {
     /// # Errors
     /// When there is no usable binary, the directory is in use, or the server does not come up.
     pub fn start(dir: &Path) -> Result<Redis, Error> {
+        Redis::start_with(dir, &[])
+    }
+
+    /// Does the same with more arguments of the server, also at each [`Redis::restart`].
+    ///
+    /// # Errors
+    /// As for [`Redis::start`].
+    pub fn start_with(dir: &Path, args: &[&str]) -> Result<Redis, Error> {
         let program = find::redis()?;
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
         let home = Home::open(dir, NAME, |_| Ok(None))?;
         stop_leftover(&home)?;
-        let (server, port) = run(&program, &home, None)?;
-        Ok(Redis { server, kept: None, port, program, home })
+        let (server, port) = run(&program, &home, &args, None)?;
+        Ok(Redis { server, kept: None, port, program, args, home })
     }
 
     /// Gives the URL of the server.
@@ -85,7 +96,7 @@ impl Redis {
         self.server.stop()?;
         stop_leftover(&self.home)?;
         self.kept = None;
-        (self.server, _) = run(&self.program, &self.home, Some(self.port))?;
+        (self.server, _) = run(&self.program, &self.home, &self.args, Some(self.port))?;
         Ok(())
     }
 }
@@ -108,7 +119,7 @@ fn stop_leftover(home: &Home) -> Result<(), Error> {
     }
 }
 
-fn run(program: &Path, home: &Home, fixed: Option<u16>) -> Result<(Server, u16), Error> {
+fn run(program: &Path, home: &Home, more: &[String], fixed: Option<u16>) -> Result<(Server, u16), Error> {
     let spawn = |port: u16| {
         let mut args: Vec<std::ffi::OsString> = vec!["--port".into(), port.to_string().into()];
         args.extend(["--dir".into(), home.path().into()]);
@@ -118,6 +129,7 @@ fn run(program: &Path, home: &Home, fixed: Option<u16>) -> Result<(Server, u16),
                      --appendfsync everysec --maxmemory-policy noeviction --set-proc-title no --save";
         args.extend(fixed.split_ascii_whitespace().map(Into::into));
         args.push("".into());
+        args.extend(more.iter().map(Into::into));
         Server::spawn(Program {
             name: NAME,
             path: program.to_owned(),

@@ -24,11 +24,14 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Far more than the answer has.
 const ANSWER_BYTES_MAX: u64 = 8 << 10;
 
-/// Asks each role for its health.
+/// Asks each role for its health, or whoever answers at `url`.
 ///
 /// # Errors
 /// When one does not answer with 200 within three seconds.
-pub async fn run(config: &Config, roles: Roles) -> io::Result<()> {
+pub async fn run(config: &Config, roles: Roles, url: Option<String>) -> io::Result<()> {
+    if let Some(url) = url {
+        return ask_url(url).await.map_err(io::Error::other);
+    }
     let here = |ip: IpAddr| if ip.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { ip };
     let host = here(config.http.listen);
     let mut places = Vec::new();
@@ -47,6 +50,11 @@ pub async fn run(config: &Config, roles: Roles) -> io::Result<()> {
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     }
     Ok(())
+}
+
+async fn ask_url(url: String) -> reqwest::Result<()> {
+    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
+    client.get(url).send().await?.error_for_status().map(drop)
 }
 
 async fn ask(address: SocketAddr, encrypted: bool) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! Settings of the way in and the way out: TLS, the operator's own port, and where webhooks may point.
+//! Settings of the way in and the way out: TLS, the operator's own port, the end of a process, and where webhooks may point.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -32,6 +32,17 @@ section!(
         /// Where `/metrics` is then, and no longer on the gateway's port: `address:port`, port 0 for a free one. Empty for no such
         /// port.
         address: Maybe<SocketAddr> = Maybe::default(),
+    }
+);
+
+section!(
+    /// The end of a process.
+    Shutdown {
+        /// How long a gateway that is told to end goes on as before, but for `/readyz`, which says that it ends, and for
+        /// `Connection: close` on its answers. As long as the load balancer takes to notice: shorter loses requests that
+        /// were on their way, longer makes restarts slow. A second signal ends it. 0 for none.
+        #[serde(with = "span")]
+        delay: Duration = Duration::ZERO,
     }
 );
 

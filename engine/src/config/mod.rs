@@ -9,6 +9,7 @@ pub mod keys;
 pub mod list;
 pub mod load;
 pub mod proxy;
+pub mod redis;
 pub mod roots;
 mod validate;
 pub mod value;
@@ -45,7 +46,7 @@ macro_rules! section {
 // Behind the macro, which it uses.
 mod edge;
 
-pub use self::edge::{Admin, Gateway, Targets};
+pub use self::edge::{Admin, Gateway, Shutdown, Targets};
 
 /// Workers of one process.
 const WORKERS_MAX: usize = 16;
@@ -55,7 +56,8 @@ section!(
     Config {
         /// `DATABASE_URL`. Postgres 13 or later; Prisma's `?schema=` is understood. No default.
         database_url: Secret = Secret::default(),
-        /// `REDIS_URL`. Redis 7.0 or later, or Valkey 8; `redis://`, `rediss://` or `unix://`. No default.
+        /// `REDIS_URL`. Redis 7.0 or later, or Valkey 8; `redis://`, `rediss://` or `unix://`, and for a cluster
+        /// `redis+cluster://` or `rediss+cluster://` with some of its nodes, `host:port` separated by commas. No default.
         redis_url: Secret = Secret::default(),
         /// `EVENTPULSE_SECRETS_KEY`: 32 bytes in base64 that secrets of webhooks are encrypted with at rest; several, separated by
         /// commas, where the first encrypts and all decrypt. Lost, no delivery can be signed.
@@ -76,6 +78,7 @@ section!(
         retention: Retention = Retention::default(),
         webhooks: Webhooks = Webhooks::default(),
         recover: Recover = Recover::default(),
+        shutdown: Shutdown = Shutdown::default(),
         log: Log = Log::default(),
     }
 );

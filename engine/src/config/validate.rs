@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Config, Roles, certificate::Pair, keys, load::Error, proxy::Proxy, roots};
+use super::{Config, Roles, certificate::Pair, keys, load::Error, proxy::Proxy, redis, roots};
 
 impl Config {
     /// # Errors
@@ -22,6 +22,11 @@ impl Config {
             !self.redis_url.is_empty(),
             "REDIS_URL is not set: `eventpulse dev` brings its own Redis, `serve` needs one",
         );
+        if let Err(problem) = redis::Place::parse(self.redis_url.reveal())
+            && !self.redis_url.is_empty()
+        {
+            need(false, &format!("REDIS_URL {problem}"));
+        }
         need(
             !roles.api()
                 || self.http.listen.is_loopback()
@@ -190,6 +195,10 @@ impl Config {
         need(
             self.webhooks.disable_after <= Duration::from_secs(3650 * 86_400),
             "webhooks.disable_after must be at most ten years; 0 stands for never",
+        );
+        need(
+            self.shutdown.delay <= Duration::from_secs(300),
+            "shutdown.delay must be at most 5m: supervisors kill what takes so long",
         );
         need(self.retry.due_max > 0, "retry.due_max must be at least 1");
         if problems.is_empty() { Ok(()) } else { Err(Error(problems)) }

@@ -27,7 +27,7 @@ fn carried(ip: IpAddr) -> Option<Ipv4Addr> {
 }
 
 /// Whether an address belongs to the public internet, by the IANA special-purpose registries.
-fn is_public(ip: IpAddr) -> bool {
+pub(crate) fn is_public(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => is_public_v4(ip),
         IpAddr::V6(ip) => is_public_v6(ip),

@@ -3,7 +3,7 @@
 //! A request is never sent twice without saying so: one of which no byte was written goes on a new
 //! connection, and after the first byte a dead connection is a failed attempt.
 
-mod address;
+pub(crate) mod address;
 pub mod client;
 mod conn;
 mod connect;

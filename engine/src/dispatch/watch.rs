@@ -17,6 +17,13 @@ use crate::{
 /// Between looks at the lanes' queues: a quarter second late is late enough for a hold of seconds.
 const LANES: Duration = Duration::from_millis(250);
 
+/// Between looks for entries of consumers that are gone. One that ends in order takes its beat back, and what it leaves
+/// should not wait for longer than a second.
+const CLAIMS: Duration = Duration::from_millis(500);
+
+/// Own entries are looked for less often: a scan of what is pending costs more than one of consumers.
+const OWN: Duration = Duration::from_secs(10);
+
 /// Entries claimed or resumed in one go.
 const CLAIM_MAX: usize = 64;
 
@@ -49,13 +56,12 @@ pub(super) async fn beats(context: Arc<Context>, mut claims: Claims, mut stop: w
 
 /// Takes up what nobody holds.
 pub(super) async fn claims(intake: Intake, mut claims: Claims, mut stop: watch::Receiver<bool>) {
-    let (every, dead_after) =
-        (intake.context.config.dispatch.beat, intake.context.config.dispatch.dead_after);
+    let dispatch = &intake.context.config.dispatch;
+    let (every, dead_after, own) =
+        (CLAIMS.min(dispatch.beat), dispatch.dead_after, OWN.min(dispatch.beat * 5));
     let metrics = intake.context.metrics.clone();
-    // Own entries are looked for less often: a scan of what is pending costs more than one of consumers.
-    let mut turn = 0u32;
+    let mut looked = Instant::now();
     while pause(every, &mut stop).await {
-        turn = turn.wrapping_add(1);
         if intake.context.gate.epoch().is_none() {
             continue;
         }
@@ -77,7 +83,10 @@ pub(super) async fn claims(intake: Intake, mut claims: Claims, mut stop: watch::
             }
             intake.take(entries, term, true, &mut stop).await;
         }
-        full = turn.is_multiple_of(5);
+        full = looked.elapsed() >= own;
+        if full {
+            looked = Instant::now();
+        }
         while full && !*stop.borrow() {
             let term = intake.context.fence.term();
             let held = |id: &str| intake.context.opened.contains(id);

@@ -21,7 +21,8 @@ pub(super) async fn run(
     let metrics = common.metrics.clone();
     let port = common.config.http.dispatcher_port;
     let place = SocketAddr::new(common.config.http.listen, port);
-    let server = bind(&common.config.http, place, metrics::Gauge::noop()).await?;
+    let server = bind(&common.config.http, place, metrics::Gauge::noop(), common.stopping.clone()).await?;
+    let readiness = common.readiness("dispatcher-worker", true)?;
     let workers = common.config.dispatch.workers();
     let config = Arc::new(share(&common.config, workers));
     let mut others = FuturesUnordered::new();
@@ -34,7 +35,7 @@ pub(super) async fn run(
     let _ = ready.send((address(&server, port)?, None));
     let fault = tokio::select! {
         biased;
-        () = server.run(Arc::new(http::Dispatcher { metrics }), stop) => None,
+        () = server.run(Arc::new(http::Dispatcher { readiness, metrics }), stop) => None,
         error = fault(&mut others) => Some(error),
     };
     if let Some(error) = fault {

@@ -4,9 +4,9 @@ use std::{net::SocketAddr, sync::Arc};
 
 use tokio::sync::watch;
 
-use super::{Error, bind};
+use super::{Common, Error, bind};
 use crate::{
-    config::{self, Config},
+    config,
     http::{self, Server},
     metrics::Metrics,
 };
@@ -18,6 +18,7 @@ const ADMIN_CONNECTIONS: usize = 64;
 pub(super) struct Beside {
     admin: Option<Server>,
     certificate: Option<http::Watch>,
+    readiness: http::Readiness,
     metrics: Arc<Metrics>,
 }
 
@@ -25,18 +26,21 @@ pub(super) struct Beside {
 ///
 /// # Errors
 /// For a port in use and a certificate that cannot be used.
-pub(super) async fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<(Server, Beside), Error> {
+pub(super) async fn open(common: &Common) -> Result<(Server, Beside), Error> {
+    let (config, metrics, stopping) = (&common.config, &common.metrics, &common.stopping);
     let (tls, certificate) = http::Tls::open(config, metrics.clone())?.unzip();
     let public = SocketAddr::new(config.http.listen, config.http.port);
-    let server = bind(&config.http, public, metrics.http.connections.clone()).await?.with_tls(tls);
+    let connections = metrics.http.connections.clone();
+    let server = bind(&config.http, public, connections, stopping.clone()).await?.with_tls(tls);
     let admin = match config.admin.address.0 {
         Some(address) => {
             let settings = config::Http { connections_max: ADMIN_CONNECTIONS, ..config.http.clone() };
-            Some(bind(&settings, address, metrics::Gauge::noop()).await?)
+            Some(bind(&settings, address, metrics::Gauge::noop(), stopping.clone()).await?)
         }
         None => None,
     };
-    Ok((server, Beside { admin, certificate, metrics: metrics.clone() }))
+    let readiness = common.readiness("api-gateway", false)?;
+    Ok((server, Beside { admin, certificate, readiness, metrics: metrics.clone() }))
 }
 
 impl Beside {
@@ -47,10 +51,10 @@ impl Beside {
 
     /// Runs until stopped.
     pub(super) async fn run(self, stop: watch::Receiver<bool>) {
-        let Beside { admin, certificate, metrics } = self;
+        let Beside { admin, certificate, readiness, metrics } = self;
         let serve = async {
             if let Some(server) = admin {
-                server.run(Arc::new(http::Admin { metrics }), stop.clone()).await;
+                server.run(Arc::new(http::Admin { metrics, readiness }), stop.clone()).await;
             }
         };
         let watch = async {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hyper::{Method, Request, Response, body::Incoming};
 
 use super::{
-    ApiError, Connection, Service,
+    ApiError, Connection, Readiness, Service,
     reply::{self, Body},
 };
 use crate::metrics::Metrics;
@@ -13,6 +13,7 @@ use crate::metrics::Metrics;
 /// Metrics, and health, so that a check of the process needs no certificate.
 pub struct Admin {
     pub metrics: Arc<Metrics>,
+    pub readiness: Readiness,
 }
 
 impl Service for Admin {
@@ -20,7 +21,9 @@ impl Service for Admin {
         match (request.uri().path(), request.method()) {
             ("/health", &Method::GET) => reply::health("api-gateway"),
             ("/metrics", &Method::GET) => reply::metrics(&self.metrics),
-            ("/health" | "/metrics", _) => ApiError::method("GET").into_response(),
+            ("/livez", &Method::GET) => self.readiness.live(),
+            ("/readyz", &Method::GET) => self.readiness.ready().await,
+            ("/health" | "/metrics" | "/livez" | "/readyz", _) => ApiError::method("GET").into_response(),
             _ => ApiError::no_such_path().into_response(),
         }
     }

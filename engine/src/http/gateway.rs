@@ -6,7 +6,7 @@ use hyper::{Method, Request, Response, body::Incoming};
 use tokio::sync::Semaphore;
 
 use super::{
-    ApiError, Connection, Service, api_keys, body, deliveries, dlq, events, manage, replay,
+    ApiError, Connection, Readiness, Service, api_keys, body, deliveries, dlq, events, manage, replay,
     reply::{self, Body},
     resend, rotate_secret, test_event,
     transform::{self, Turns},
@@ -46,6 +46,7 @@ pub struct Gateway {
     pub transforms: Arc<Host>,
     pub uploads: Turns,
     pub dry_runs: Turns,
+    pub readiness: Readiness,
     /// How long a new round may take.
     pub policy: Policy,
     pub metrics: Arc<Metrics>,
@@ -151,6 +152,8 @@ impl Gateway {
             ["health"] if get => Ok(reply::health("api-gateway")),
             // With a port of its own it is nowhere else.
             ["metrics"] if self.config.admin.address.0.is_some() => Err(ApiError::no_such_path()),
+            ["livez"] if get => Ok(self.readiness.live()),
+            ["readyz"] if get => Ok(self.readiness.ready().await),
             ["metrics"] if get => Ok(reply::metrics(&self.metrics)),
             ["send-event" | "send-events" | "register-webhook"]
             | ["dlq", "retry"]
@@ -160,7 +163,7 @@ impl Gateway {
             ["api-keys"] => Err(ApiError::method("GET, POST")),
             ["api-keys", _] => Err(ApiError::method("DELETE")),
             ["webhooks", _] => Err(ApiError::method("GET, PATCH, DELETE")),
-            ["events" | "dlq" | "webhooks" | "health" | "metrics"]
+            ["events" | "dlq" | "webhooks" | "health" | "livez" | "readyz" | "metrics"]
             | ["events", _]
             | ["events", _, "attempts"] => Err(ApiError::method("GET")),
             _ => Err(ApiError::no_such_path()),

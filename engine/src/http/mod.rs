@@ -16,6 +16,7 @@ mod gateway;
 mod head;
 mod manage;
 mod query;
+mod ready;
 mod replay;
 mod reply;
 mod resend;
@@ -36,6 +37,7 @@ pub use self::{
     admin::Admin,
     connection::Connection,
     gateway::Gateway,
+    ready::Readiness,
     server::Server,
     test_event::TestCalls,
     tls::{Tls, Watch},
@@ -55,6 +57,7 @@ pub trait Service: Send + Sync + 'static {
 
 /// The dispatcher's server: health and metrics.
 pub struct Dispatcher {
+    pub readiness: Readiness,
     pub metrics: Arc<Metrics>,
 }
 
@@ -62,8 +65,10 @@ impl Service for Dispatcher {
     async fn call(self: Arc<Self>, _: Arc<Connection>, request: Request<Incoming>) -> Response<Body> {
         match (request.uri().path(), request.method()) {
             ("/health", &Method::GET) => reply::health("dispatcher-worker"),
+            ("/livez", &Method::GET) => self.readiness.live(),
+            ("/readyz", &Method::GET) => self.readiness.ready().await,
             ("/metrics", &Method::GET) => reply::metrics(&self.metrics),
-            ("/health" | "/metrics", _) => ApiError::method("GET").into_response(),
+            ("/health" | "/livez" | "/readyz" | "/metrics", _) => ApiError::method("GET").into_response(),
             _ => ApiError::no_such_path().into_response(),
         }
     }

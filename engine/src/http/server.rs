@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use hyper::server::conn::{http1, http2};
+use hyper::{
+    header::{CONNECTION, HeaderValue},
+    server::conn::{http1, http2},
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::graceful::{GracefulShutdown, Watcher},
@@ -22,10 +25,12 @@ pub struct Server {
     settings: config::Http,
     connections: metrics::Gauge,
     tls: Option<Arc<Tls>>,
+    stopping: watch::Receiver<bool>,
 }
 
 impl Server {
-    /// Listens on an address.
+    /// Listens on an address. From when `stopping` is set, which is before the end of [`run`](Server::run) is asked for,
+    /// each answer is the last one on its connection.
     ///
     /// # Errors
     /// When the address cannot be had, such as a port in use.
@@ -33,9 +38,10 @@ impl Server {
         settings: &config::Http,
         address: SocketAddr,
         connections: metrics::Gauge,
+        stopping: watch::Receiver<bool>,
     ) -> std::io::Result<Server> {
         let listener = TcpListener::bind(address).await?;
-        Ok(Server { listener, settings: settings.clone(), connections, tls: None })
+        Ok(Server { listener, settings: settings.clone(), connections, tls: None, stopping })
     }
 
     /// Speaks TLS and nothing else.
@@ -49,7 +55,7 @@ impl Server {
 
     /// Serves until `stop` is set; then stops accepting, lets open requests finish, and closes.
     pub async fn run<S: Service>(self, service: Arc<S>, mut stop: watch::Receiver<bool>) {
-        let protocols = Arc::new(Protocols::new(&self.settings));
+        let protocols = Arc::new(Protocols::new(&self.settings, self.stopping));
         let slots = Arc::new(Semaphore::new(self.settings.connections_max));
         let graceful = GracefulShutdown::new();
         loop {
@@ -112,10 +118,11 @@ struct Protocols {
     http2: http2::Builder<TokioExecutor>,
     /// For those first bytes.
     patience: Duration,
+    stopping: watch::Receiver<bool>,
 }
 
 impl Protocols {
-    fn new(settings: &config::Http) -> Protocols {
+    fn new(settings: &config::Http, stopping: watch::Receiver<bool>) -> Protocols {
         let mut http1 = http1::Builder::new();
         http1
             .timer(TokioTimer::new())
@@ -127,7 +134,7 @@ impl Protocols {
             .timer(TokioTimer::new())
             .max_concurrent_streams(100)
             .keep_alive_interval(Some(settings.header_timeout / 2));
-        Protocols { http1, http2, patience: settings.header_timeout }
+        Protocols { http1, http2, patience: settings.header_timeout, stopping }
     }
 
     /// Serves one plain connection until it ends.
@@ -177,10 +184,18 @@ impl Protocols {
     ) {
         let memory = Arc::new(Connection::new());
         let remembered = memory.clone();
+        let stopping = self.stopping.clone();
         let answer = hyper::service::service_fn(move |request| {
             memory.ask();
-            let (service, memory) = (service.clone(), memory.clone());
-            async move { Ok::<_, std::convert::Infallible>(service.call(memory, request).await) }
+            let (service, memory, stopping) = (service.clone(), memory.clone(), stopping.clone());
+            async move {
+                let mut response = service.call(memory, request).await;
+                // HTTP/2 has a frame for it instead, which the graceful end sends.
+                if !speaks_http2 && *stopping.borrow() {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, std::convert::Infallible>(response)
+            }
         });
         let stream = TokioIo::new(stream);
         // A connection that breaks is its peer's affair; what it asked for was answered or was not.

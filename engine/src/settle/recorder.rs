@@ -2,7 +2,6 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use redis::aio::ConnectionManager;
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{Handle, Item, Open};
@@ -24,7 +23,7 @@ const BATCH: usize = 512;
 pub struct Recorder<P> {
     receiver: mpsc::Receiver<Item<P>>,
     link: Link,
-    redis: ConnectionManager,
+    redis: stream::Connection,
     keys: Keys,
     /// Later than this goes to Postgres alone until it comes near.
     horizon: Duration,
@@ -37,7 +36,7 @@ pub struct Recorder<P> {
 /// What a recorder needs.
 pub struct Parts {
     pub link: Link,
-    pub redis: ConnectionManager,
+    pub redis: stream::Connection,
     pub keys: Keys,
     pub horizon: Duration,
     pub due_max: usize,

@@ -18,13 +18,27 @@ const LOCK: i64 = 0x4576_5075;
 /// # Errors
 /// When Postgres refuses, or a migration that ran before differs from the one in this binary.
 pub async fn migrate(address: &Address) -> Result<usize, Error> {
+    migrate_to(address, newest()).await
+}
+
+/// The last migration that this program knows.
+pub fn newest() -> i64 {
+    embedded::migrations::runner().get_migrations().iter().map(|m| i64::from(m.version())).max().unwrap_or(0)
+}
+
+/// As [`migrate`], but for those after `version`: for tests of what an older program leaves.
+///
+/// # Errors
+/// As for [`migrate`].
+pub async fn migrate_to(address: &Address, version: i64) -> Result<usize, Error> {
     let mut client = address.connect().await?;
     // A session lock, so it is held across the transactions below and goes with the connection.
     client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await?;
     if let Some(schema) = address.schema() {
         client.batch_execute(&format!("CREATE SCHEMA IF NOT EXISTS {schema}")).await?;
     }
-    let report = embedded::migrations::runner().run_async(&mut client).await?;
+    let target = refinery::Target::Version(version.try_into().unwrap_or_default());
+    let report = embedded::migrations::runner().set_target(target).run_async(&mut client).await?;
     first_row(&client).await?;
     Ok(report.applied_migrations().len())
 }
@@ -55,7 +69,38 @@ pub struct Identity {
     pub history: i64,
 }
 
+/// How far a database is migrated.
+#[derive(Clone, Copy, Debug)]
+pub struct Schema {
+    found: i64,
+    wanted: i64,
+}
+
+impl Schema {
+    /// Whether it lacks what this program needs. A newer one has all of that: migrations only add what programs before
+    /// them can do without, and take away what nobody uses any more.
+    pub fn is_old(self) -> bool {
+        self.found < self.wanted
+    }
+}
+
 impl Store {
+    /// How far the database is migrated, and how far it should be.
+    pub async fn schema(&self) -> Result<Schema, Error> {
+        let client = self.client().await?;
+        let sql = "SELECT max(version)::bigint FROM refinery_schema_history";
+        let found: Option<i64> = client.query_one(sql, &[]).await?.get(0);
+        Ok(Schema { found: found.unwrap_or(0), wanted: newest() })
+    }
+
+    /// # Errors
+    /// [`Error::OldSchema`] when this program is newer than the database.
+    pub async fn check_schema(&self) -> Result<(), Error> {
+        let schema = self.schema().await?;
+        let Schema { found, wanted } = schema;
+        if schema.is_old() { Err(Error::OldSchema { found, wanted }) } else { Ok(()) }
+    }
+
     /// # Errors
     /// [`Error::NotMigrated`] when the tables are not there.
     pub async fn identity(&self) -> Result<Identity, Error> {

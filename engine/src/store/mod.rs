@@ -78,6 +78,10 @@ pub enum Error {
         .0.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
     )]
     MissingKeys(BTreeSet<String>),
+    #[error(
+        "the database is at migration {found} and this program needs {wanted}: run `eventpulse migrate` or `serve --migrate`"
+    )]
+    OldSchema { found: i64, wanted: i64 },
 }
 
 /// What to do about a failed statement, by SQLSTATE class (PostgreSQL manual, appendix A).

@@ -1,8 +1,8 @@
 //! What dispatchers tell each other of circuit breakers: which are open, and who is probing.
 
-use redis::{Script, aio::ConnectionManager};
+use redis::Script;
 
-use super::{Error, Keys};
+use super::{Connection, Error, Keys};
 use crate::model::WebhookId;
 
 /// A breaker is closed for all when nobody has said for so long that it is open.
@@ -22,12 +22,12 @@ pub enum Turn {
 /// The breakers of one deployment, as Redis knows them. Losing it costs a few failures until they are open again.
 #[derive(Clone)]
 pub struct Breakers {
-    connection: ConnectionManager,
+    connection: Connection,
     keys: Keys,
 }
 
 impl Breakers {
-    pub fn new(connection: ConnectionManager, keys: Keys) -> Breakers {
+    pub fn new(connection: Connection, keys: Keys) -> Breakers {
         Breakers { connection, keys }
     }
 

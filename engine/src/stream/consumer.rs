@@ -3,13 +3,10 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use redis::{
-    Pipeline, Script, Value,
-    aio::{ConnectionManager, MultiplexedConnection},
-};
+use redis::{Pipeline, Script, Value, aio::MultiplexedConnection};
 
 use super::{
-    Entry, Error, GROUP, Gate, Keys, Redis, entry,
+    Connection, Entry, Error, GROUP, Gate, Keys, Redis, entry,
     epoch::{EntryId, Epoch, Guarded, run_id},
 };
 
@@ -134,9 +131,15 @@ fn entries_of(reply: &Value) -> Result<Vec<Entry>, Error> {
     }
 }
 
-/// How many entries a reply has, readable or not.
-fn raw_len(reply: &Value) -> usize {
-    if let Value::Array(entries) = reply { entries.len() } else { 0 }
+/// All that may be taken for an entry, after reading the reply as a reader does.
+#[cfg(any(test, fuzzing))]
+pub(super) fn parts(reply: &Value) -> Vec<&Value> {
+    let _ = (entries_of_read(reply), entries_of(reply));
+    let mut parts = vec![reply];
+    if let Value::Array(values) = reply {
+        parts.extend(values);
+    }
+    parts
 }
 
 /// An entry that a newer version wrote stays pending until a process that can read it claims it.
@@ -161,13 +164,13 @@ pub struct Claimed {
 /// What keeps the group honest: beats, claims, and our own forgotten entries.
 #[derive(Clone)]
 pub struct Claims {
-    connection: ConnectionManager,
+    connection: Connection,
     keys: Keys,
     consumer: String,
 }
 
 impl Claims {
-    pub fn new(connection: ConnectionManager, keys: Keys, consumer: String) -> Claims {
+    pub fn new(connection: Connection, keys: Keys, consumer: String) -> Claims {
         Claims { connection, keys, consumer }
     }
 
@@ -272,12 +275,16 @@ impl Claims {
                 .arg(RANGE_MAX)
                 .query_async(&mut self.connection)
                 .await?;
-            let entries = entries_of(&reply)?;
-            found.extend(entries.iter().map(|e| e.span.first.0));
-            match entries.last() {
-                Some(last) if raw_len(&reply) == RANGE_MAX && found.len() <= limit => {
-                    from = format!("({}", last.id)
-                }
+            let Value::Array(entries) = &reply else { return Err(Error::Entry) };
+            let mut last = None;
+            for entry in entries {
+                // Whatever its format: what a newer process is to read is in the stream, too.
+                let (id, first) = entry::outline(entry)?;
+                found.insert(first);
+                last = Some(id);
+            }
+            match last {
+                Some(last) if entries.len() == RANGE_MAX && found.len() <= limit => from = format!("({last}"),
                 _ => return Ok((found.len() <= limit).then_some(found)),
             }
         }

@@ -1,8 +1,8 @@
 //! The near window of the schedule: what falls due within the horizon, leased to one dispatcher at a time.
 
-use redis::{Pipeline, Script, aio::ConnectionManager};
+use redis::{Pipeline, Script};
 
-use super::{Error, Gate, Keys, epoch::Guarded};
+use super::{Connection, Error, Gate, Keys, epoch::Guarded};
 use crate::{
     model::Key,
     model::{EventId, WebhookId},
@@ -22,7 +22,7 @@ const ADD_MAX: usize = 500;
 /// The `due` set of one shard.
 #[derive(Clone)]
 pub struct Due {
-    connection: ConnectionManager,
+    connection: Connection,
     keys: Keys,
     max: usize,
 }
@@ -37,7 +37,7 @@ fn parse(member: &str) -> Option<Key> {
 }
 
 impl Due {
-    pub fn new(connection: ConnectionManager, keys: Keys, max: usize) -> Due {
+    pub fn new(connection: Connection, keys: Keys, max: usize) -> Due {
         Due { connection, keys, max }
     }
 

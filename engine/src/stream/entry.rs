@@ -50,6 +50,27 @@ pub(super) fn decode(value: &Value) -> Result<Entry, Error> {
     })
 }
 
+/// Reads the id and the first event of an entry of any format: they are written alike in all of them, for those who only ask
+/// which batches are in the stream.
+pub(super) fn outline(value: &Value) -> Result<(String, i64), Error> {
+    let (id, mut fields): (String, HashMap<String, Value>) =
+        redis::from_redis_value_ref(value).map_err(|_| Error::Entry)?;
+    let first = fields.remove("first").ok_or(Error::Entry)?;
+    Ok((id, redis::from_redis_value(first).map_err(|_| Error::Entry)?))
+}
+
+/// Reads any bytes as Redis's reply to a reader.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzzed(data: &[u8]) {
+    let Ok(value) = redis::parse_redis_value(data) else { return };
+    for value in super::consumer::parts(&value) {
+        let Ok(entry) = decode(value) else { continue };
+        // Who asks only for the batch finds the same.
+        let (id, first) = outline(value).expect("all of it could be read");
+        assert_eq!((id, first), (entry.id, entry.span.first.0));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -69,6 +90,33 @@ mod tests {
             let entry = decode(&value(&encode(span, check))).unwrap();
             prop_assert_eq!(entry, Entry { id: "17-0".into(), span, check });
         }
+    }
+
+    /// An entry of each format that was ever written, as Redis gives it. One that is here is never changed: processes of an
+    /// older version may have left some.
+    #[test]
+    fn entries_of_every_format_so_far_are_read() {
+        let fixtures = [(1, ["v", "1", "first", "8192", "n", "3", "config", "17", "check", "1"])];
+        assert_eq!(
+            fixtures.last().map(|(format, _)| *format),
+            Some(FORMAT),
+            "a new format needs its entry here"
+        );
+        for (format, words) in fixtures {
+            let text = |s: &str| Value::BulkString(s.as_bytes().to_vec());
+            let fields = words.iter().map(|word| text(word)).collect();
+            let entry = decode(&Value::Array(vec![text("17-0"), Value::Array(fields)])).unwrap();
+            let span = Span { first: EventId(8192), n: 3, version: 17 };
+            assert_eq!(entry, Entry { id: "17-0".into(), span, check: true }, "format {format}");
+        }
+    }
+
+    #[test]
+    fn of_an_unknown_format_the_batch_is_known() {
+        let newer = value(&[("v", 99), ("first", 4096), ("novelty", 5)]);
+        assert!(decode(&newer).is_err());
+        assert_eq!(outline(&newer).unwrap(), ("17-0".to_owned(), 4096));
+        assert!(outline(&value(&[("v", 99)])).is_err());
     }
 
     #[test]

@@ -9,10 +9,10 @@
 
 use std::sync::Arc;
 
-use redis::{Cmd, Script, aio::ConnectionManager};
+use redis::{Cmd, Script};
 use tokio::sync::{Notify, watch};
 
-use super::{Error, Keys};
+use super::{Connection, Error, Keys};
 
 const FINISH: &str = include_str!("scripts/finish.lua");
 
@@ -160,7 +160,7 @@ impl Gate {
 /// Reads and writes the epoch of one shard.
 #[derive(Clone)]
 pub struct Epochs {
-    connection: ConnectionManager,
+    connection: Connection,
     keys: Keys,
     history: i64,
 }
@@ -174,7 +174,7 @@ pub enum Found {
 
 impl Epochs {
     /// `history` names the history of Postgres that we know.
-    pub fn new(connection: ConnectionManager, keys: Keys, history: i64) -> Epochs {
+    pub fn new(connection: Connection, keys: Keys, history: i64) -> Epochs {
         Epochs { connection, keys, history }
     }
 

@@ -2,6 +2,14 @@
 
 use crate::model::WebhookId;
 
+/// The one shard of a deployment.
+pub const SHARD: u32 = 0;
+
+/// A key in the slot of the shard, which nobody writes: to ask where the slot is.
+pub(super) fn any() -> String {
+    format!("eventpulse:{{{SHARD}}}")
+}
+
 /// The keys of one shard of one deployment.
 #[derive(Clone, Debug)]
 pub struct Keys {

@@ -4,6 +4,8 @@
 //! shard as hash tag, so that two deployments never meet and a shard stays in one cluster slot.
 
 pub mod breaker;
+mod cluster;
+mod connection;
 pub mod consumer;
 pub mod due;
 pub mod entry;
@@ -14,29 +16,37 @@ pub mod producer;
 use std::time::Duration;
 
 use redis::{
-    IntoConnectionInfo as _,
-    aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
+    aio::{ConnectionManagerConfig, MultiplexedConnection},
     io::tcp::TcpSettings,
 };
 
+use self::cluster::{Cluster, Slot};
 pub use self::{
+    connection::Connection,
     entry::Entry,
     epoch::{Epoch, Gate},
     keys::Keys,
     producer::{Handle, Producer},
 };
+use crate::config::redis::Place;
 
 /// The consumer group of all dispatchers.
 const GROUP: &str = "dispatchers";
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("REDIS_URL is not usable")]
-    Url(#[source] redis::RedisError),
+    #[error("REDIS_URL {0}")]
+    Url(&'static str),
     #[error("stream.roots cannot be read")]
     Roots(#[source] std::io::Error),
     #[error("a Redis command failed")]
     Command(#[from] redis::RedisError),
+    #[error(
+        "REDIS_URL names a node of a Redis Cluster that has not got our keys: begin it with redis+cluster://"
+    )]
+    IsCluster,
+    #[error("REDIS_URL begins with redis+cluster://, and what answers there is no Redis Cluster")]
+    NoCluster,
     #[error("Redis did not answer in time")]
     Silent,
     #[error("a stream entry cannot be read")]
@@ -48,6 +58,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether only another setting can help.
+    pub fn is_setting(&self) -> bool {
+        matches!(self, Error::Url(_) | Error::IsCluster | Error::NoCluster)
+    }
+
     /// Whether the consumer group is gone, as after Redis lost its data.
     fn is_no_group(&self) -> bool {
         matches!(self, Error::Command(error) if error.code() == Some("NOGROUP"))
@@ -57,8 +72,25 @@ impl Error {
 /// Where Redis is.
 #[derive(Clone)]
 pub struct Redis {
-    client: redis::Client,
+    to: To,
     reply_timeout: Duration,
+}
+
+#[derive(Clone)]
+enum To {
+    One(redis::Client),
+    Cluster(Cluster),
+}
+
+/// A client of one node, with authorities of its own or the public ones.
+fn client(
+    info: redis::ConnectionInfo,
+    certificates: Option<redis::TlsCertificates>,
+) -> redis::RedisResult<redis::Client> {
+    match certificates {
+        Some(certificates) => redis::Client::build_with_tls(info, certificates),
+        None => redis::Client::open(info),
+    }
 }
 
 impl Redis {
@@ -70,36 +102,50 @@ impl Redis {
         let tcp = TcpSettings::default().set_nodelay(true);
         #[cfg(target_os = "linux")]
         let tcp = tcp.set_user_timeout(reply_timeout * 3);
-        let info = url.into_connection_info().map_err(Error::Url)?.set_tcp_settings(tcp);
-        let client = if roots.is_empty() {
-            redis::Client::open(info).map_err(Error::Url)?
-        } else {
-            let root_cert = Some(std::fs::read(roots).map_err(Error::Roots)?);
-            let certificates = redis::TlsCertificates { client_tls: None, root_cert };
-            redis::Client::build_with_tls(info, certificates).map_err(Error::Url)?
+        let certificates = match roots {
+            "" => None,
+            file => Some(redis::TlsCertificates {
+                client_tls: None,
+                root_cert: Some(std::fs::read(file).map_err(Error::Roots)?),
+            }),
         };
-        Ok(Redis { client, reply_timeout })
+        let to = match Place::parse(url).map_err(Error::Url)? {
+            Place::One(info) => To::One(client(info.set_tcp_settings(tcp), certificates)?),
+            Place::Cluster(info, nodes) => {
+                let cluster = Cluster::new(info.set_tcp_settings(tcp), nodes, keys::any(), reply_timeout);
+                To::Cluster(cluster.with_certificates(certificates))
+            }
+        };
+        Ok(Redis { to, reply_timeout })
     }
 
     /// A connection for commands that answer at once; it comes back by itself. Must be called within the
     /// runtime that uses it.
-    pub fn commands(&self) -> Result<ConnectionManager, Error> {
+    pub fn commands(&self) -> Result<Connection, Error> {
+        let client = match &self.to {
+            To::One(client) => client,
+            To::Cluster(cluster) => return Ok(Connection::Slot(Slot::new(cluster.clone()))),
+        };
         let config = ConnectionManagerConfig::new()
             .set_response_timeout(Some(self.reply_timeout))
             .set_connection_timeout(Some(self.reply_timeout))
             .set_max_delay(Duration::from_millis(500))
             .set_number_of_retries(1);
-        Ok(self.client.get_connection_manager_lazy(config)?)
+        Ok(Connection::One(client.get_connection_manager_lazy(config)?))
     }
 
     /// A connection for one blocking read at a time. It has no response time-out: the crate's default of
     /// 500 ms would drop the late reply of a blocking read, and the entries in it would be pending for
     /// nobody who knows. The reader brings a watchdog of its own.
     async fn blocking(&self) -> Result<MultiplexedConnection, Error> {
+        let client = match &self.to {
+            To::One(client) => client,
+            To::Cluster(cluster) => return Ok(cluster.connect(None).await?),
+        };
         let config = redis::AsyncConnectionConfig::new()
             .set_response_timeout(None)
             .set_connection_timeout(Some(self.reply_timeout));
-        Ok(self.client.get_multiplexed_async_connection_with_config(&config).await?)
+        Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
     }
 
     /// The eviction policy, if one is in force under which Redis would throw our keys away. Those named `volatile-` take
@@ -114,13 +160,21 @@ impl Redis {
     }
 
     /// Waits until Redis answers, for a start beside a Redis that is still starting.
+    ///
+    /// # Errors
+    /// When it does not within `patience`, and at once when it is a cluster and the URL says otherwise, or the other way round.
     pub async fn wait_for(&self, patience: Duration) -> Result<(), Error> {
         let mut connection = self.commands()?;
         let until = tokio::time::Instant::now() + patience;
         let mut told = false;
         loop {
-            match redis::cmd("PING").query_async::<()>(&mut connection).await {
+            // About a key, because only its node of a cluster answers that.
+            match redis::cmd("EXISTS").arg(keys::any()).query_async::<()>(&mut connection).await {
                 Ok(()) => return Ok(()),
+                Err(error) if error.code() == Some("MOVED") && matches!(self.to, To::One(_)) => {
+                    return Err(Error::IsCluster);
+                }
+                Err(error) if cluster::is_no_cluster(&error) => return Err(Error::NoCluster),
                 Err(error) if tokio::time::Instant::now() >= until => return Err(error.into()),
                 Err(error) => {
                     if !std::mem::replace(&mut told, true) {

@@ -10,13 +10,12 @@ use std::{
     time::Duration,
 };
 
-use redis::aio::ConnectionManager;
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
 };
 
-use super::{Error, Keys, entry};
+use super::{Connection, Error, Keys, entry};
 use crate::{failpoint, metrics::Metrics, model::Span};
 
 /// Entries of one XADD pipeline.
@@ -114,7 +113,7 @@ impl Producer {
     /// Runs until `stop` is set and everything sent so far is in the stream, or `patience` after it.
     pub async fn run(
         mut self,
-        mut connection: ConnectionManager,
+        mut connection: Connection,
         mut stop: watch::Receiver<bool>,
         patience: Duration,
     ) {
@@ -135,7 +134,7 @@ impl Producer {
     /// Sends until Redis has taken it. Returns whether to go on.
     async fn send(
         &self,
-        connection: &mut ConnectionManager,
+        connection: &mut Connection,
         batch: &mut Vec<Outgoing>,
         stop: &mut watch::Receiver<bool>,
         patience: Duration,
@@ -174,7 +173,7 @@ impl Producer {
         }
     }
 
-    async fn xadd(&self, connection: &mut ConnectionManager, batch: &[Outgoing]) -> Result<(), Error> {
+    async fn xadd(&self, connection: &mut Connection, batch: &[Outgoing]) -> Result<(), Error> {
         failpoint::hit("answered");
         let mut pipe = redis::pipe();
         for Outgoing { span, check, since } in batch {

@@ -24,6 +24,8 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use hyper::header::{HeaderName, HeaderValue};
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::output::fuzzed;
 use self::{abi::World, engines::Class};
 pub use self::{compile::compile_in_this_process, host::Host};
 use crate::model::{Event, WebhookId};

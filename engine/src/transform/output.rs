@@ -109,6 +109,30 @@ pub(super) fn text(text: &str) -> String {
     without_nul(cut(text, TEXT_BYTES_MAX))
 }
 
+/// The two checks, for the fuzz target.
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed {
+    use super::{Bytes, HeaderName, HeaderValue, Outcome};
+
+    pub(crate) fn payload(data: &[u8], max: usize) -> Option<Bytes> {
+        match super::payload(data.to_vec(), max) {
+            Ok(Outcome::Payload(bytes)) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn body(
+        content_type: String,
+        headers: Vec<(String, String)>,
+        max: usize,
+    ) -> Option<(HeaderValue, Vec<(HeaderName, HeaderValue)>)> {
+        match super::body(content_type, Vec::new(), headers, max) {
+            Ok(Outcome::Body(body)) => Some((body.content_type, body.headers)),
+            _ => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,6 +11,7 @@ pub mod guests;
 mod names;
 pub mod proxy;
 pub mod receiver;
+mod redis_cluster;
 mod stack;
 mod wait;
 
@@ -18,5 +19,6 @@ pub use eventpulse_embedded::{Postgres, Redis, alive};
 pub use names::Names;
 pub use proxy::TcpProxy;
 pub use receiver::{Receiver, Reply};
-pub use stack::{Stack, database, prefix, private_postgres, private_redis, scratch, stack};
+pub use redis_cluster::RedisCluster;
+pub use stack::{Stack, database, prefix, private_postgres, private_redis, redis_cluster, scratch, stack};
 pub use wait::eventually;

@@ -14,6 +14,8 @@ use std::thread;
 
 use eventpulse_embedded::{Postgres, Redis, alive};
 
+use crate::RedisCluster;
+
 const DIR_PREFIX: &str = "eventpulse-test-";
 
 /// The servers that all tests of one binary share. Tests that stop a server take a private one.
@@ -101,6 +103,15 @@ pub fn scratch(hint: &str) -> PathBuf {
     fs::create_dir_all(&dir).expect("a directory of its own");
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("its mode");
     dir
+}
+
+/// Starts a Redis Cluster of three masters with a replica each, for one test alone.
+///
+/// # Panics
+/// When it cannot be started.
+pub async fn redis_cluster() -> RedisCluster {
+    let dir = || root().join(unique("node"));
+    tokio::task::spawn_blocking(move || RedisCluster::start(dir)).await.expect("the cluster comes up")
 }
 
 async fn private<T, F>(start: F) -> T

@@ -15,7 +15,7 @@ use crate::harness::{App, PATIENCE, config, count, database, postgres, swept_soo
 const BODY: &str = "{\"type\":\"t\",\"payload\":1}";
 
 /// Sends until told to stop; returns the ids that were promised.
-async fn sender(app: Arc<App>, key: String, stop: Arc<std::sync::atomic::AtomicBool>) -> Vec<i64> {
+pub(crate) async fn sender(app: Arc<App>, key: String, stop: Arc<std::sync::atomic::AtomicBool>) -> Vec<i64> {
     let mut promised = Vec::new();
     while !stop.load(std::sync::atomic::Ordering::Relaxed) {
         let (status, body) = app.try_send(&key, BODY).await;
@@ -28,7 +28,7 @@ async fn sender(app: Arc<App>, key: String, stop: Arc<std::sync::atomic::AtomicB
     promised
 }
 
-async fn delivered(receiver: &Receiver, promised: &[i64]) {
+pub(crate) async fn delivered(receiver: &Receiver, promised: &[i64]) {
     eventually("everything promised is delivered", PATIENCE * 2, async || {
         let got: std::collections::HashSet<i64> = receiver
             .requests()

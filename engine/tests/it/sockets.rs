@@ -13,7 +13,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::harness::{App, PATIENCE, count, postgres};
+use crate::harness::{
+    App, PATIENCE, count, postgres,
+    process::{self, Process},
+};
 
 /// Short enough to wait for, long enough that no honest request of a busy machine meets it.
 const SHORT: Duration = Duration::from_secs(2);
@@ -495,6 +498,22 @@ async fn requests_whose_end_is_in_doubt_are_refused() {
         "transfer-encoding: identity\r\n".to_owned(),
         "transfer-encoding: chunked, identity\r\n".to_owned(),
         "transfer-encoding: chunked\r\nx-bad header: 1\r\n".to_owned(),
+        // Shapes that two servers in a row may read differently, so that what one takes for a body is a request to the other.
+        "content-length: 5, 6\r\n".to_owned(),
+        "content-length: 0x10\r\n".to_owned(),
+        "content-length: 5 5\r\n".to_owned(),
+        "content-length: 5\r\n 7\r\n".to_owned(),
+        "content-length : 5\r\n".to_owned(),
+        "transfer-encoding : chunked\r\n".to_owned(),
+        "transfer-encoding:\r\n chunked\r\n".to_owned(),
+        "x-a: b\r\n transfer-encoding: chunked\r\n".to_owned(),
+        "x-a: b\r\n\ttransfer-encoding: chunked\r\n".to_owned(),
+        "transfer-encoding: xchunked\r\n".to_owned(),
+        "transfer-encoding: chunked\r\ntransfer-encoding: identity\r\n".to_owned(),
+        "transfer-encoding: \u{b}chunked\r\n".to_owned(),
+        "x-a: b\rtransfer-encoding: chunked\r\n".to_owned(),
+        "x-a: b\u{0}c\r\n".to_owned(),
+        " content-length: 5\r\n".to_owned(),
     ];
     let mut requests: Vec<String> = lines.iter().map(|line| head(&account.key, line) + &body).collect();
     let chunked = head(&account.key, "transfer-encoding: chunked\r\n");
@@ -569,6 +588,47 @@ async fn connections_are_bounded_and_the_next_one_waits() {
     drop((third, fourth));
     all_given_back(&mut app).await;
     app.stop().await;
+}
+
+/// As many as `http.connections_max` allows, all open at once, each asked for something and none of them dropped.
+#[tokio::test]
+async fn ten_thousand_connections_are_served_side_by_side() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit }).expect("up to the hard limit");
+    // Some are left for the other tests of this process.
+    let most = limit.map_or(u64::MAX, |files| files.saturating_sub(2000)).min(9_990);
+    assert!(most >= 1000, "a hard limit of {limit:?} files is too low for this test");
+    let setup = App::start("tenthousand").await;
+    let receiver = Receiver::start().await;
+    let account = setup.register(&receiver.url("/")).await;
+    // In a process of its own: each connection is a file at both ends.
+    let gateway = Process::spawn(process::serve(&setup.database, "--role api"));
+    let base = gateway.ready().await;
+    let address: SocketAddr = base.trim_start_matches("http://").parse().expect("an address");
+    let mut wires = Vec::new();
+    for _ in 0..most {
+        let stream = TcpStream::connect(address).await.expect("a connection");
+        wires.push(Wire { stream, unread: Vec::new() });
+    }
+    // In parts, so that the queue is not what is tested.
+    for (part, wires) in wires.chunks_mut(64).enumerate() {
+        for wire in wires.iter_mut() {
+            wire.send(event(&account.key, &numbered(part))).await;
+        }
+        for wire in wires {
+            accepted(&wire.answer().await, part);
+        }
+    }
+    let metrics = setup.client.get(format!("{base}/metrics")).send().await.unwrap().text().await.unwrap();
+    let line =
+        metrics.lines().find(|line| line.starts_with("eventpulse_http_connections ")).expect("the gauge");
+    let open: f64 = line.rsplit(' ').next().and_then(|n| n.parse().ok()).expect("a number");
+    assert!(open >= most as f64, "{open} of {most} are open");
+    assert_eq!(stored(&setup).await, most as i64);
+    // Reset, or ten thousand ports would be taken for a minute.
+    wires.into_iter().for_each(Wire::reset);
+    setup.stop().await;
 }
 
 #[tokio::test]
