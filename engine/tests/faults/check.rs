@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// How long after the last event and the last fault everything is settled: leases, expiries behind a breaker, and the sweep.
-const SETTLED: Duration = Duration::from_secs(120);
+const SETTLED: Duration = Duration::from_secs(240);
 
 /// What was found.
 #[derive(Default)]
