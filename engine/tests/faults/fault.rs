@@ -140,8 +140,8 @@ impl Fault {
 
     /// Whether it is drawn unless asked for by name.
     pub(crate) fn drawn(self) -> bool {
-        // What is to become of these is not there yet.
-        !matches!(self, Fault::Poison | Fault::PostgresRestored)
+        // A retry that kills is not found guilty, as a first try is (it/poison.rs): it goes on until its schedule is over.
+        self != Fault::Poison
     }
 
     /// Whether a delivery may be made twice because of it, when it lasted so long: ARCHITECTURE.md lists the windows.
