@@ -14,9 +14,9 @@ pub mod receiver;
 mod stack;
 mod wait;
 
-pub use eventpulse_embedded::{Postgres, Redis, alive};
+pub use eventpulse_embedded::{Postgres, Prometheus, Redis, alive};
 pub use names::Names;
 pub use proxy::TcpProxy;
 pub use receiver::{Receiver, Reply};
-pub use stack::{Stack, database, prefix, private_postgres, private_redis, stack};
+pub use stack::{Stack, database, folder, prefix, private_postgres, private_redis, stack};
 pub use wait::eventually;

@@ -78,6 +78,16 @@ pub fn prefix(name_hint: &str) -> String {
     unique(name_hint)
 }
 
+/// Gives the path of a new folder that later runs clear away.
+///
+/// # Panics
+/// When it cannot be made.
+pub fn folder(name_hint: &str) -> PathBuf {
+    let path = root().join(unique(name_hint));
+    fs::create_dir_all(&path).expect("a folder in the temporary one");
+    path
+}
+
 /// Starts a Postgres for one test alone, to be stopped or killed.
 ///
 /// # Panics

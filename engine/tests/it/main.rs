@@ -18,6 +18,7 @@ mod outage;
 mod overload;
 mod poison;
 mod process;
+mod prometheus;
 mod redis_lost;
 mod replay;
 mod restored;
