@@ -152,7 +152,11 @@ find_redis() {
     return 1
 }
 
-# prepare [valgrind] [k6]: makes the machine ready, after saying what it lacks. Installs nothing where nothing is missing.
+# The server, for the tests, and the tool that checks what it reads. One package has both.
+prometheus_missing='prometheus and promtool are not here: install your system'"'"'s package for Prometheus'
+find_prometheus() { have prometheus && have promtool; }
+
+# prepare [valgrind] [k6] [prometheus]: makes the machine ready, after saying what it lacks. Installs nothing where nothing is missing.
 # What k6 is built with is only for who asks for it. So is valgrind, and only where it can be installed without more ado: nothing else needs it.
 prepare() {
     local packages='' missing='' rust=''
@@ -161,6 +165,8 @@ prepare() {
     find_postgres || missing="$missing postgres"
     find_redis || missing="$missing redis"
     case " $* " in *' valgrind '*) ! have apt-get || have valgrind || missing="$missing valgrind" ;; esac
+    # Where it cannot be installed, its own test says so.
+    case " $* " in *' prometheus '*) find_prometheus || { ! have apt-get && ! have brew; } || missing="$missing prometheus" ;; esac
     case " $* " in
         *' k6 '*)
             # To fetch Go, which builds it.
@@ -405,6 +411,10 @@ apt_packages() {
                 warn "installing valgrind, to count instructions"
                 printf ' valgrind'
                 ;;
+            prometheus)
+                warn "installing Prometheus (prometheus, with promtool); it is neither started nor enabled"
+                printf ' prometheus'
+                ;;
             unzip)
                 warn "installing unzip, to unpack Go, which builds k6"
                 printf ' unzip'
@@ -499,6 +509,7 @@ install_by_apt() (
     apt_log=$(mktemp "${TMPDIR:-/tmp}/apt.XXXXXX")
     units=''
     case " ${packages[*]} " in *' redis-server '*) package_installed redis-server || units="$units redis-server" ;; esac
+    case " ${packages[*]} " in *' prometheus '*) package_installed prometheus || units="$units prometheus" ;; esac
     case " ${packages[*]} " in *' postgresql '*) package_installed postgresql-common || units="$units postgresql" ;; esac
 
     undo() {
@@ -534,6 +545,7 @@ install_by_brew() {
             cc) die "no C compiler: run 'xcode-select --install', then this script again" ;;
             postgres) formulas="$formulas postgresql@17" ;;
             redis) formulas="$formulas redis" ;;
+            prometheus) formulas="$formulas prometheus" ;;
             curl) die "no curl in the PATH, though macOS comes with one" ;;
         esac
     done

@@ -89,7 +89,9 @@ pub fn address(data: &[u8]) {
         assert!(matches!(uri.scheme_str(), Some("http" | "https")));
         let host = uri.host().expect("a host");
         assert!(!host.is_empty() && !uri.authority().expect("an authority").as_str().contains('@'));
+        // With the dot that ends an absolute name it is the same address.
         let bare = host.trim_matches(['[', ']']);
+        let bare = bare.strip_suffix('.').unwrap_or(bare);
         match bare.parse::<IpAddr>() {
             Ok(ip) => assert!(ranges::is_public(ip), "{host}"),
             // The system's resolver takes numbers in other notations for addresses, and looks nothing up for them.

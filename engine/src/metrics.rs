@@ -3,12 +3,20 @@
 //!
 //! The recorder belongs to one engine, not to the process, so that two engines in one test do not mix.
 
+mod process;
+
 use metrics::{Counter, Gauge, Histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 /// Latency buckets in seconds: from a loopback commit to a time-out.
 const SECONDS: [f64; 16] =
     [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
+
+/// The same from an event's commit to its outcome: from a millisecond to what retries take, at least of those within an hour.
+const SECONDS_LONG: [f64; 20] = [
+    0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
+    600.0, 1800.0, 3600.0,
+];
 
 /// Sizes of batches, up to one block of ids and beyond.
 const SIZES: [f64; 12] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0];
@@ -88,6 +96,16 @@ catalogue! {
         send_failures: Counter "eventpulse_stream_send_failures_total" "XADD pipelines that failed or got no reply.";
         unsent: Gauge "eventpulse_stream_unsent_batches" "Committed batches that wait in memory for Redis.";
         spilled: Counter "eventpulse_stream_spilled_total" "Batches left to Postgres because too many waited in memory.";
+        length: Gauge "eventpulse_stream_length_entries" "Entries in the stream; NaN while Redis cannot be asked, as with the next four.";
+        pending: Gauge "eventpulse_stream_pending_entries" "Entries that a dispatcher read and none has acked.";
+        lag: Gauge "eventpulse_stream_lag_entries" "Entries that no dispatcher has read; NaN also where Redis does not know.";
+        memory_used: Gauge "eventpulse_redis_memory_used_bytes" "Memory that Redis uses.";
+        memory_max: Gauge "eventpulse_redis_memory_max_bytes" "Memory that Redis may use; 0 for no bound.";
+    }
+    Store "The pools of connections to Postgres." {
+        used: Gauge "eventpulse_store_pool_connections" ["state" = "used"] "Pooled connections to Postgres, by state.";
+        idle: Gauge "eventpulse_store_pool_connections" ["state" = "idle"] "Pooled connections to Postgres, by state.";
+        waiting: Gauge "eventpulse_store_pool_waiting" "Tasks that wait for a pooled connection to Postgres.";
     }
     Dispatch "From entry to lane." {
         entries: Counter "eventpulse_dispatch_entries_total" "Stream entries read.";
@@ -158,6 +176,8 @@ catalogue! {
         unsigned: Counter "eventpulse_deliver_unsigned_total" "Attempts that failed because the secret could not be read: a key is missing.";
         in_flight: Gauge "eventpulse_deliver_in_flight" "Requests in flight.";
         seconds: Histogram "eventpulse_deliver_seconds" "Time of one attempt.";
+        first_attempt: Histogram "eventpulse_deliver_publish_to_first_attempt_seconds" "Time from an event's commit to the end of its first attempt, of each delivery.";
+        published_to_delivered: Histogram "eventpulse_deliver_publish_to_delivered_seconds" "Time from an event's commit to its delivery, with all attempts of the first round.";
         opened: Counter "eventpulse_deliver_connections_opened_total" "Connections opened to endpoints.";
         reused: Counter "eventpulse_deliver_connections_reused_total" "Requests on a connection that was open already.";
         idle: Gauge "eventpulse_deliver_connections_idle" "Connections to endpoints without a request.";
@@ -187,8 +207,10 @@ catalogue! {
         stale: Counter "eventpulse_retry_stale_total" "Members of due that nothing was owed for any more.";
         expired: Counter "eventpulse_retry_expired_total" "Deliveries dead-lettered because their time was up.";
         due: Gauge "eventpulse_retry_due" "Members of due.";
+        overdue: Gauge "eventpulse_retry_overdue_seconds" "For how long the first delivery of the schedule has been due; NaN while Postgres cannot be asked.";
     }
     Dlq "Dead letters." {
+        depth: Gauge "eventpulse_dlq_depth" "Dead letters that were not requeued, counted up to 100,000; NaN while Postgres cannot be asked.";
         added: Counter "eventpulse_dlq_entries_total" "Deliveries that ended as dead letters.";
         requeued: Counter "eventpulse_dlq_requeued_total" "Dead letters requeued.";
         removed: Counter "eventpulse_dlq_removed_total" "Dead letters removed because they are older than dlq.retention.";
@@ -212,6 +234,7 @@ catalogue! {
         partitions_dropped: Counter "eventpulse_retention_partitions_dropped_total" "Partitions dropped because all events in them are older than retention.events.";
         swept: Counter "eventpulse_sweep_batches_total" "Batches found accounted for and removed.";
         missing: Counter "eventpulse_sweep_missing_total" "Deliveries the sweep found missing and scheduled; 0 without faults.";
+        oldest_undelivered: Gauge "eventpulse_recover_oldest_undelivered_seconds" "Age of the oldest event that is owed or not yet swept; NaN while Postgres cannot be asked.";
         owed: Gauge "eventpulse_sweep_batches_owed" "Batches not yet accounted for, at the last sweep.";
     }
 }
@@ -245,6 +268,7 @@ pub struct Metrics {
     pub http: Http,
     pub ingest: Ingest,
     pub stream: Stream,
+    pub store: Store,
     pub dispatch: Dispatch,
     pub lane: Lane,
     pub transform: Transform,
@@ -272,6 +296,7 @@ impl Metrics {
                 http,
                 ingest: Ingest::new(),
                 stream: Stream::new(),
+                store: Store::new(),
                 dispatch: Dispatch::new(),
                 lane: Lane::new(),
                 transform: Transform::new(),
@@ -289,7 +314,9 @@ impl Metrics {
 
     /// The Prometheus text format.
     pub fn render(&self) -> String {
-        self.handle.render()
+        let mut text = self.handle.render();
+        process::render(&mut text);
+        text
     }
 
     /// Moves histogram samples into their buckets. Called every few seconds, or memory grows with the samples.
@@ -307,6 +334,9 @@ impl Default for Metrics {
 fn recorder() -> PrometheusRecorder {
     PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
+        .and_then(|b| {
+            b.set_buckets_for_metric(Matcher::Prefix("eventpulse_deliver_publish_".to_owned()), &SECONDS_LONG)
+        })
         .and_then(|b| b.set_buckets_for_metric(Matcher::Suffix("_events".to_owned()), &SIZES))
         .and_then(|b| b.set_buckets_for_metric(Matcher::Suffix("_records".to_owned()), &SIZES))
         .expect("the bucket lists are not empty")
@@ -328,6 +358,24 @@ mod tests {
             assert!(text.contains(&format!("# HELP {name} ")), "{name} has no help in\n{text}");
         }
         assert!(text.contains("eventpulse_ingest_commit_seconds_bucket"), "{text}");
+    }
+
+    #[test]
+    fn long_waits_have_buckets_of_their_own() {
+        let metrics = Metrics::new();
+        metrics.deliver.published_to_delivered.record(1200.0);
+        metrics.deliver.seconds.record(0.1);
+        metrics.upkeep();
+        let text = metrics.render();
+        assert!(
+            text.contains("eventpulse_deliver_publish_to_delivered_seconds_bucket{le=\"600\"} 0"),
+            "{text}"
+        );
+        assert!(
+            text.contains("eventpulse_deliver_publish_to_delivered_seconds_bucket{le=\"1800\"} 1"),
+            "{text}"
+        );
+        assert!(!text.contains("eventpulse_deliver_seconds_bucket{le=\"1800\"}"), "{text}");
     }
 
     #[test]

@@ -17,6 +17,11 @@ const REDIS_INSTALL: &str = "  apt-get install -y redis-server      (Debian, Ubu
   dnf install -y valkey                (Fedora)
   brew install redis                   (macOS)";
 
+const PROMETHEUS_INSTALL: &str =
+    "  apt-get install -y prometheus        (Debian, Ubuntu; it starts a service, `scripts/test` does not)
+  dnf install -y golang-github-prometheus   (Fedora)
+  brew install prometheus              (macOS)";
+
 /// The first Redis whose scripts may ask for the time and then write without more ado.
 const REDIS_NEEDED: (u32, u32) = (7, 0);
 const REDIS_NEEDED_TEXT: &str = "7.0";
@@ -64,6 +69,14 @@ pub(crate) fn redis() -> Result<PathBuf, Error> {
         }
         None => Error::Missing { server: "Redis", install: REDIS_INSTALL },
     })
+}
+
+/// Finds `prometheus`, of whatever version.
+pub(crate) fn prometheus() -> Result<PathBuf, Error> {
+    dirs(&["/usr/bin", "/usr/local/bin", "/opt/homebrew/bin"])
+        .map(|dir| dir.join("prometheus"))
+        .find(|program| program.is_file())
+        .ok_or(Error::Missing { server: "Prometheus", install: PROMETHEUS_INSTALL })
 }
 
 /// Lists directories beside `PATH`; a `*` ends a name of which every match counts, newest first.

@@ -1,4 +1,5 @@
-//! Runs a private Postgres and a private Redis as child processes, for `eventpulse dev` and for the tests.
+//! Runs a private Postgres and a private Redis as child processes, for `eventpulse dev` and for the tests, and for the
+//! tests alone a private Prometheus.
 //!
 //! Promises:
 //! - The servers listen on 127.0.0.1 only, on free ports, and keep everything in the directory that they are given.
@@ -17,6 +18,7 @@ mod launch;
 mod port;
 mod postgres;
 mod process;
+mod prometheus;
 mod redis;
 mod user;
 mod watchdog;
@@ -26,4 +28,5 @@ pub use home::remove;
 pub use port::free_ports;
 pub use postgres::Postgres;
 pub use process::alive;
+pub use prometheus::Prometheus;
 pub use redis::Redis;

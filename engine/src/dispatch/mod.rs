@@ -9,6 +9,7 @@ mod deferred;
 mod fence;
 mod health;
 mod intake;
+mod latency;
 mod leases;
 mod opened;
 mod parking;

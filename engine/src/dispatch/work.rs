@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{
-    Context, Delivery,
+    Context, Delivery, latency,
     parking::{later, park, shelve, turn_away},
     shelf,
     transforms::{self, Shaped},
@@ -185,6 +185,7 @@ async fn send(
         park(context, delivery, OUT_OF_FILES, "out_of_files").await;
         return Outcome::Unknown;
     }
+    latency::note(&context.metrics.deliver, &delivery.event, tried, &verdict);
     let outcome = meaning(&verdict);
     let disabled = matches!(verdict, Verdict::Gone(_)) && disable(context, &delivery).await;
     let record = record(context, &delivery, verdict, disabled, Some(&sent));

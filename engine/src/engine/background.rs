@@ -11,6 +11,7 @@ use crate::{
     ingest::marks,
     recover::{
         backlog::Cap,
+        depths::Depths,
         rebuild::Rebuild,
         retention::Retention,
         sweep::Sweep,
@@ -87,12 +88,19 @@ pub(super) fn start(
     };
     let takeover =
         Takeover { store: store.clone(), host: common.transforms.clone(), every: config.recover.sweep_every };
+    let depths = Depths {
+        store: store.clone(),
+        stream: stream::depths::Depths::new(common.redis.commands()?, common.keys.clone()),
+        every: config.recover.sweep_every,
+        metrics: metrics.clone(),
+    };
     let every = config.ingest.mark_flush;
     Ok(vec![
         ("keeper", tokio::spawn(keeper.run(stop.subscribe()))),
         ("rebuild", tokio::spawn(rebuild.run(stop.subscribe()))),
         ("sweep", tokio::spawn(sweep.run(stop.subscribe()))),
         ("upkeep", tokio::spawn(upkeep.run(stop.subscribe()))),
+        ("depths", tokio::spawn(depths.run(stop.subscribe()))),
         ("compilations", tokio::spawn(takeover.run(stop.subscribe()))),
         ("marks", tokio::spawn(marks::run(stream.clone(), link(), common.instance, every, stop.subscribe()))),
     ])

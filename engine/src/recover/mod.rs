@@ -3,6 +3,7 @@
 
 mod account;
 pub mod backlog;
+pub mod depths;
 pub mod rebuild;
 pub mod retention;
 pub mod sweep;

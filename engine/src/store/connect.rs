@@ -13,7 +13,7 @@ use tokio_postgres::{Client, Config, config::SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
-    Error, History,
+    Error, History, Pools,
     tls::{self, Trust},
 };
 
@@ -36,6 +36,7 @@ pub struct Address {
     schema: Option<String>,
     tls: ClientConfig,
     history: History,
+    pools: Pools,
 }
 
 impl Address {
@@ -94,7 +95,7 @@ impl Address {
             _ => Trust::Anybody,
         });
         let tls = tls::client(trust, &roots).map_err(Error::Tls)?;
-        Ok(Address { tls, config, schema, history: History::default() })
+        Ok(Address { tls, config, schema, history: History::default(), pools: Pools::default() })
     }
 
     pub(super) fn config(&self) -> &Config {
@@ -114,6 +115,11 @@ impl Address {
     /// What is known of the past by all that use this address.
     pub fn history(&self) -> &History {
         &self.history
+    }
+
+    /// The pools that were made for it.
+    pub fn pools(&self) -> &Pools {
+        &self.pools
     }
 
     /// A connection of its own, driven by a task that ends with it.

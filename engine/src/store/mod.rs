@@ -11,6 +11,7 @@ pub mod beats;
 mod connect;
 mod copy;
 mod delivered;
+pub mod depths;
 pub mod dlq;
 mod durability;
 pub mod events;
@@ -21,6 +22,7 @@ pub mod manage;
 pub mod migrate;
 pub mod modules;
 pub mod parcels;
+mod pools;
 pub mod progress;
 pub mod replay;
 pub mod resend;
@@ -44,7 +46,14 @@ use deadpool_postgres::{
 };
 use tokio_postgres::error::SqlState;
 
-pub use self::{connect::Address, history::History, link::Link, seal::Seal, types::Text};
+pub use self::{
+    connect::Address,
+    history::History,
+    link::Link,
+    pools::{InUse, Pools},
+    seal::Seal,
+    types::Text,
+};
 
 /// A failure of Postgres, or of reaching it.
 #[derive(Debug, thiserror::Error)]
@@ -168,6 +177,7 @@ impl Store {
             .timeouts(Timeouts { wait, create: wait, recycle: wait })
             .build()
             .expect("a pool with a runtime and time-outs builds");
+        address.pools().add(&pool);
         Store { pool, address, seal: Seal::default() }
     }
 

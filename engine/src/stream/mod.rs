@@ -7,6 +7,7 @@ pub mod breaker;
 mod cluster;
 mod connection;
 pub mod consumer;
+pub mod depths;
 pub mod due;
 pub mod entry;
 pub mod epoch;
@@ -153,9 +154,8 @@ impl Redis {
     pub async fn eviction(&self) -> Result<Option<String>, Error> {
         let mut connection = self.commands()?;
         let info: String = redis::cmd("INFO").arg("memory").query_async(&mut connection).await?;
-        let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-        let bounded = field("maxmemory:").is_some_and(|bytes| bytes != "0");
-        let policy = field("maxmemory_policy:").filter(|policy| policy.starts_with("allkeys-"));
+        let bounded = field(&info, "maxmemory:").is_some_and(|bytes| bytes != "0");
+        let policy = field(&info, "maxmemory_policy:").filter(|policy| policy.starts_with("allkeys-"));
         Ok(policy.filter(|_| bounded).map(str::to_owned))
     }
 
@@ -185,4 +185,13 @@ impl Redis {
             }
         }
     }
+}
+
+/// A field of what INFO says, by its name with the colon.
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+}
+
+fn number_of(info: &str, name: &str) -> Option<u64> {
+    field(info, name)?.parse().ok()
 }

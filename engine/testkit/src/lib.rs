@@ -15,7 +15,7 @@ mod redis_cluster;
 mod stack;
 mod wait;
 
-pub use eventpulse_embedded::{Postgres, Redis, alive};
+pub use eventpulse_embedded::{Postgres, Prometheus, Redis, alive};
 pub use names::Names;
 pub use proxy::TcpProxy;
 pub use receiver::{Receiver, Reply};

@@ -19,6 +19,7 @@ mod outage;
 mod overload;
 mod poison;
 mod process;
+mod prometheus;
 mod readiness;
 mod redis_lost;
 mod replay;
