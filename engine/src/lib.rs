@@ -15,6 +15,7 @@ pub mod engine;
 pub mod http;
 pub mod ingest;
 pub mod lane;
+pub mod logs;
 pub mod metrics;
 pub mod model;
 pub mod recover;

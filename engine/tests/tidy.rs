@@ -6,11 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Which stages a stage may import. `model`, `config`, `metrics` are everybody's.
+/// Which stages a stage may import. `model`, `config`, `metrics` and `logs` are everybody's.
 const ARROWS: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("model", &[]),
     ("metrics", &[]),
+    ("logs", &["config"]),
     ("store", &["model"]),
     ("stream", &[]),
     ("ingest", &["store", "stream"]),
@@ -35,7 +36,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("commands", &["store", "stream", "transform"]),
 ];
 
-const COMMON: &[&str] = &["model", "config", "metrics"];
+const COMMON: &[&str] = &["model", "config", "metrics", "logs"];
 
 fn sources(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

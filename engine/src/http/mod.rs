@@ -18,6 +18,7 @@ mod manage;
 mod query;
 mod replay;
 mod reply;
+mod request_id;
 mod resend;
 mod rotate_secret;
 mod server;

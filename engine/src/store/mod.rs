@@ -14,6 +14,7 @@ mod delivered;
 pub mod dlq;
 mod durability;
 pub mod events;
+pub mod explain;
 pub mod failing;
 pub mod history;
 pub mod link;
@@ -36,6 +37,7 @@ pub mod transforms;
 mod types;
 pub mod versions;
 pub mod webhooks;
+pub mod worst;
 
 use std::{collections::BTreeSet, time::Duration};
 
