@@ -3,6 +3,8 @@
 //!
 //! The recorder belongs to one engine, not to the process, so that two engines in one test do not mix.
 
+mod process;
+
 use metrics::{Counter, Gauge, Histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
@@ -296,7 +298,9 @@ impl Metrics {
 
     /// The Prometheus text format.
     pub fn render(&self) -> String {
-        self.handle.render()
+        let mut text = self.handle.render();
+        process::append(&mut text);
+        text
     }
 
     /// Moves histogram samples into their buckets. Called every few seconds, or memory grows with the samples.
