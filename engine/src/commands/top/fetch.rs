@@ -54,11 +54,15 @@ impl FromStr for Place {
             _ => return Err(wrong()),
         };
         let host = url.host().ok_or_else(wrong)?.trim_matches(['[', ']']).to_owned();
+        let port = match (url.port(), url.port_u16()) {
+            (None, _) => usual,
+            (Some(_), port) => port.ok_or_else(wrong)?,
+        };
         let path = match url.path() {
             "" | "/" => "/metrics".to_owned(),
             path => path.to_owned(),
         };
-        Ok(Place { host, port: url.port_u16().unwrap_or(usual), path, encrypted })
+        Ok(Place { host, port, path, encrypted })
     }
 }
 

@@ -203,7 +203,7 @@ fn title(view: &View<'_>) -> Line {
     let clock = clock.get(11..19).unwrap_or_default();
     let every = humantime::format_duration(view.interval);
     let left = format!("eventpulse top   {} processes, every {every}   Ctrl-C ends", view.processes.len());
-    Line { tone: Tone::Head, text: format!("{left:<69}{clock} UTC") }
+    Line { tone: Tone::Head, text: format!("{left:<68}{clock} UTC") }
 }
 
 fn summary(view: &View<'_>) -> Line {
