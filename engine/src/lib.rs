@@ -18,6 +18,7 @@ pub mod fuzz;
 pub mod http;
 pub mod ingest;
 pub mod lane;
+pub mod logs;
 pub mod metrics;
 pub mod model;
 pub mod recover;

@@ -1,6 +1,6 @@
 //! The command line: flags -> configuration -> runtime -> engine -> exit code, and nothing else.
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use eventpulse::{
@@ -8,6 +8,7 @@ use eventpulse::{
     config::{self, Config, Roles},
     dev,
     engine::Engine,
+    logs,
     store::{Address, migrate},
     transform,
 };
@@ -69,6 +70,10 @@ enum Command {
     Migrate,
     /// Have Redis's index made again from Postgres, and say what is owed.
     Reconcile(commands::reconcile::Options),
+    /// Say where an event is, why, and what comes next.
+    Explain(commands::explain::Options),
+    /// Show rates, latencies, depths and the worst webhooks of running processes.
+    Top(commands::top::Options),
     /// Ask a running process whether it is well; exit 0 if so.
     Healthcheck {
         #[arg(long)]
@@ -156,12 +161,14 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     raise_file_limit();
     match cli.command {
         None => Err(Failure::Usage(
-            "say what to do: dev, serve, migrate, reconcile, healthcheck, secrets or transform (see --help)"
+            "say what to do: dev, serve, migrate, reconcile, explain, top, healthcheck, secrets or transform (see --help)"
                 .to_owned(),
         )),
         Some(Command::Dev(options)) => Ok(dev::run(config, options, terminated()).await?),
         Some(Command::Serve { role, migrate }) => serve(config, roles(role), migrate).await,
         Some(Command::Reconcile(options)) => Ok(commands::reconcile::run(&config, options).await?),
+        Some(Command::Explain(options)) => Ok(commands::explain::run(&config, options).await?),
+        Some(Command::Top(options)) => Ok(commands::top::run(&config, options, terminated()).await?),
         Some(Command::Migrate) => migrate_database(&config).await,
         Some(Command::Healthcheck { role, url }) => healthcheck(&config, roles(role), url).await,
         Some(Command::Transform(command)) => Ok(commands::transform::run(&config, command).await?),
@@ -192,18 +199,12 @@ fn configuration(cli: &Cli, dispatcher_only: bool) -> Result<Config, Failure> {
     }
     let config = config::load(settings.config.as_deref(), &variables, &flags).map_err(usage)?;
     // What these have to say they print themselves.
-    let quiet = matches!(cli.command, Some(Command::Dev(_) | Command::Transform(_)))
-        && config.log.filter == Config::default().log.filter;
+    let quiet = matches!(
+        cli.command,
+        Some(Command::Dev(_) | Command::Transform(_) | Command::Explain(_) | Command::Top(_))
+    ) && config.log.filter == Config::default().log.filter;
     let filter = if quiet { "warn" } else { &config.log.filter };
-    let filter = tracing_subscriber::EnvFilter::try_new(filter)
-        .map_err(|error| Failure::Usage(format!("log.filter: {error}")))?;
-    // Fails only when there is a subscriber already, and then logs go there.
-    let colours = std::io::stderr().is_terminal();
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(colours)
-        .with_writer(std::io::stderr)
-        .try_init();
+    logs::begin(&config.log, filter).map_err(|error| Failure::Usage(format!("log.filter: {error}")))?;
     Ok(config)
 }
 

@@ -21,6 +21,9 @@ const SECONDS_LONG: [f64; 20] = [
 /// Sizes of batches, up to one block of ids and beyond.
 const SIZES: [f64; 12] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0];
 
+/// Header of `/metrics` that says whose they are: a process shows the same on each of its ports.
+pub const PROCESS_HEADER: &str = "eventpulse-process";
+
 /// Turns the fields below into the structs, their construction and the catalogue's help texts.
 macro_rules! catalogue {
     ($($stage:ident $stage_doc:literal {
@@ -279,6 +282,8 @@ pub struct Metrics {
     pub replay: Replay,
     pub webhooks: Webhooks,
     pub recover: Recover,
+    /// Random: no two engines have the same.
+    pub process: u64,
     handle: PrometheusHandle,
 }
 
@@ -307,6 +312,8 @@ impl Metrics {
                 replay: Replay::new(),
                 webhooks: Webhooks::new(),
                 recover: Recover::new(),
+                // Without randomness an engine does not get as far as to serve.
+                process: getrandom::u64().unwrap_or_default(),
                 handle,
             }
         })

@@ -6,12 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Which stages a stage may import. `model`, `config`, `metrics`, `failpoint` are everybody's.
+/// Which stages a stage may import. `model`, `config`, `metrics`, `failpoint` and `logs` are everybody's.
 const ARROWS: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("model", &[]),
     ("metrics", &[]),
     ("failpoint", &[]),
+    ("logs", &["config"]),
     ("store", &["model"]),
     ("stream", &[]),
     ("ingest", &["store", "stream"]),
@@ -38,7 +39,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("commands", &["store", "stream", "transform"]),
 ];
 
-const COMMON: &[&str] = &["model", "config", "metrics", "failpoint"];
+const COMMON: &[&str] = &["model", "config", "metrics", "failpoint", "logs"];
 
 fn sources(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use self::load::{Error, load};
 use self::{
     list::List,
-    value::{Schedule, Secret, span},
+    value::{LogFormat, Schedule, Secret, span},
 };
 
 macro_rules! section {
@@ -403,6 +403,8 @@ section!(
     Log {
         /// A filter such as `info` or `eventpulse=debug`.
         filter: String = "info,refinery_core=warn,tokio_postgres=warn".to_owned(),
+        /// `text` for people, `json` for what collects logs: one object a line.
+        format: LogFormat = LogFormat::Text,
     }
 );
 

@@ -41,6 +41,14 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
 /// Durations such as `250ms`, `5s`, `1h 30m`.
 pub(crate) mod span {
     use super::{Deserialize, Deserializer, Duration, Serializer, de};

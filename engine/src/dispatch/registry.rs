@@ -130,6 +130,6 @@ impl Registry {
 fn tell_of_secret(webhook: &Webhook) {
     if webhook.secret.is_none() {
         let webhook = webhook.id;
-        tracing::error!(%webhook, "secret not readable, deliveries fail: EVENTPULSE_SECRETS_KEY lacks its key");
+        crate::logs::error_seldom!(%webhook, "secret not readable, deliveries fail: EVENTPULSE_SECRETS_KEY lacks its key");
     }
 }

@@ -252,7 +252,7 @@ async fn bring(context: Arc<Context>, hash: Hash, sender: watch::Sender<()>) {
     };
     drop(sender);
     if let Err(error) = outcome {
-        tracing::warn!(
+        crate::logs::warn_seldom!(
             error = crate::chain(&*error),
             "a module that deliveries wait for cannot be brought here"
         );

@@ -170,7 +170,7 @@ async fn send(
     if before.is_some() && before != sent.pin().hash {
         context.metrics.transform.changed_body.increment(1);
         let (event, webhook) = (delivery.event.id, delivery.target.webhook.id);
-        tracing::warn!(%event, %webhook, "a transform made another body than at the attempt before");
+        crate::logs::warn_seldom!(%event, %webhook, "a transform made another body than at the attempt before");
     }
     let timeout = delivery.target.webhook.own.timeout.unwrap_or(context.config.deliver.timeout);
     let (tried, now) = (delivery.tried, Timestamp::now());
@@ -409,7 +409,7 @@ async fn disable(context: &Context, delivery: &Delivery) -> bool {
             true
         }
         Err(error) => {
-            tracing::warn!(%webhook, error = crate::chain(&error), "webhook not disabled");
+            crate::logs::warn_seldom!(%webhook, error = crate::chain(&error), "webhook not disabled");
             false
         }
     }

@@ -8,8 +8,11 @@ use hyper::{
     header::{ALLOW, CONNECTION, HeaderValue, RETRY_AFTER},
 };
 
-use super::reply::{self, Body};
-use crate::{ingest, store, store::versions::Refused, transform};
+use super::{
+    reply::{self, Body},
+    request_id::RequestId,
+};
+use crate::{ingest, logs::warn_seldom, store, store::versions::Refused, transform};
 
 /// An answer that is not 2xx.
 #[derive(Debug)]
@@ -22,6 +25,8 @@ pub(super) struct ApiError {
     allow: Option<&'static str>,
     /// The rest of the request was not read, so the connection cannot be used again.
     close: bool,
+    /// What went wrong on our side, for the log alone.
+    cause: Option<Box<str>>,
 }
 
 impl ApiError {
@@ -30,7 +35,15 @@ impl ApiError {
         code: &'static str,
         message: impl Into<Cow<'static, str>>,
     ) -> ApiError {
-        ApiError { status, code, message: message.into(), index: None, allow: None, close: false }
+        ApiError {
+            status,
+            code,
+            message: message.into(),
+            index: None,
+            allow: None,
+            close: false,
+            cause: None,
+        }
     }
 
     pub(super) fn bad(code: &'static str, message: impl Into<Cow<'static, str>>) -> ApiError {
@@ -147,6 +160,21 @@ impl ApiError {
         self
     }
 
+    /// Notes what went wrong on our side.
+    pub(super) fn caused_by(self, cause: String) -> ApiError {
+        ApiError { cause: Some(cause.into()), ..self }
+    }
+
+    /// Says in the log what the client is not told. Refusals are counted and not logged, and neither is what a client does wrong:
+    /// whoever floods us with either must not fill the log too.
+    pub(super) fn log(&self, id: &RequestId) {
+        let (status, code) = (self.status.as_u16(), self.code);
+        match &self.cause {
+            Some(error) => warn_seldom!(request_id = %id, status, code, error = &**error, "request failed"),
+            None => tracing::debug!(request_id = %id, status, code, "request refused"),
+        }
+    }
+
     pub(super) fn into_response(self) -> Response<Body> {
         let mut body =
             serde_json::json!({ "ok": false, "error": { "code": self.code, "message": self.message } });
@@ -170,8 +198,7 @@ impl ApiError {
 
 impl From<store::Error> for ApiError {
     fn from(error: store::Error) -> ApiError {
-        tracing::debug!(error = crate::chain(&error), "request failed");
-        ApiError::unavailable()
+        ApiError::unavailable().caused_by(crate::chain(&error))
     }
 }
 
@@ -214,7 +241,6 @@ impl From<Refused> for ApiError {
 
 impl From<ingest::Error> for ApiError {
     fn from(error: ingest::Error) -> ApiError {
-        tracing::debug!(error = crate::chain(&error), "event refused");
         let unavailable =
             |code, message: &'static str| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, message);
         match error {
@@ -234,7 +260,8 @@ impl From<ingest::Error> for ApiError {
             ingest::Error::Late | ingest::Error::Store(_) => unavailable(
                 "unavailable",
                 "the event could not be committed in time and may or may not be accepted; send it again after a while",
-            ),
+            )
+            .caused_by(crate::chain(&error)),
             ingest::Error::Stopping => {
                 unavailable("stopping", "this process is stopping; send the event again").closing()
             }
@@ -249,7 +276,9 @@ impl From<ingest::keys::Error> for ApiError {
     fn from(error: ingest::keys::Error) -> ApiError {
         match error {
             ingest::keys::Error::Invalid => ApiError::unauthorized("the API key in `x-api-key` is not valid"),
-            ingest::keys::Error::Unavailable => ApiError::unavailable(),
+            ingest::keys::Error::Unavailable => {
+                ApiError::unavailable().caused_by("an API key could not be looked up".to_owned())
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 use super::{
     ApiError, Connection, Readiness, Service, api_keys, body, deliveries, dlq, events, manage, replay,
     reply::{self, Body},
+    request_id::RequestId,
     resend, rotate_secret, test_event,
     transform::{self, Turns},
     webhooks, whole,
@@ -58,15 +59,18 @@ impl Service for Gateway {
         connection: Arc<Connection>,
         mut request: Request<Incoming>,
     ) -> Response<Body> {
+        let mut id = RequestId::of(request.headers());
         // The one hot path is taken before anything is made of the rest: a request carries the future of every
         // call it may become, so the others are boxed.
         let routed = match (request.uri().path(), request.method()) {
             ("/send-event", &Method::POST) => events::send(&self, &connection, &mut request).await,
             _ => Box::pin(self.bounded(&connection, &mut request)).await,
         };
-        let response = match routed {
+        let mut response = match routed {
             Ok(response) => response,
             Err(error) => {
+                id.or_made();
+                error.log(&id);
                 // A client that writes its whole request before it reads would see a reset, not this answer.
                 if !error.closes() {
                     Box::pin(body::discard(&mut request)).await;
@@ -80,6 +84,7 @@ impl Service for Gateway {
             400..500 => http.refused.increment(1),
             _ => http.failed.increment(1),
         }
+        id.tell(response.headers_mut());
         response
     }
 }
@@ -103,7 +108,7 @@ impl Gateway {
             patience += transform::patience(self, path);
         }
         let routed = tokio::time::timeout(patience, self.route(connection, request)).await;
-        routed.unwrap_or_else(|_| Err(ApiError::unavailable()))
+        routed.unwrap_or_else(|_| Err(ApiError::unavailable().caused_by("it took too long".to_owned())))
     }
 
     /// How long after now a delivery to a webhook is given up, in milliseconds.

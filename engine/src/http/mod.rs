@@ -19,6 +19,7 @@ mod query;
 mod ready;
 mod replay;
 mod reply;
+mod request_id;
 mod resend;
 mod rotate_secret;
 mod server;

@@ -15,7 +15,10 @@ use hyper::{
 };
 
 use super::answer::Answer;
-use crate::{ingest::Permit, metrics::Metrics};
+use crate::{
+    ingest::Permit,
+    metrics::{Metrics, PROCESS_HEADER},
+};
 
 /// The body of a response.
 pub enum Body {
@@ -91,5 +94,7 @@ pub(super) fn metrics(metrics: &Metrics) -> Response<Body> {
     let mut response = json(StatusCode::OK, metrics.render().into());
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);
+    let process = HeaderValue::try_from(format!("{:016x}", metrics.process)).expect("digits are a value");
+    response.headers_mut().insert(PROCESS_HEADER, process);
     response
 }

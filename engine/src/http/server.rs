@@ -73,7 +73,7 @@ impl Server {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     // Out of file descriptors, most likely: accepting at once would only spin.
-                    tracing::warn!(%error, "connection not accepted");
+                    crate::logs::warn_seldom!(%error, "connection not accepted");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }

@@ -125,14 +125,14 @@ impl<P> Recorder<P> {
     fn simplify(&self, record: &mut Record, error: &store::Error) -> bool {
         let (event, webhook) = (record.event, record.webhook);
         let Some(attempt) = &mut record.attempt else {
-            tracing::error!(%event, %webhook, error = crate::chain(error), "outcome cannot be recorded");
+            crate::logs::error_seldom!(%event, %webhook, error = crate::chain(error), "outcome cannot be recorded");
             return false;
         };
         if attempt.body.is_none() && attempt.error.is_none() {
-            tracing::error!(%event, %webhook, error = crate::chain(error), "outcome cannot be recorded");
+            crate::logs::error_seldom!(%event, %webhook, error = crate::chain(error), "outcome cannot be recorded");
             return false;
         }
-        tracing::warn!(%event, %webhook, error = crate::chain(error), "outcome recorded without its texts");
+        crate::logs::warn_seldom!(%event, %webhook, error = crate::chain(error), "outcome recorded without its texts");
         self.metrics.settle.rewritten.increment(1);
         (attempt.body, attempt.error) = (None, None);
         if record.dead.is_some() {

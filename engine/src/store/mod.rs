@@ -15,6 +15,7 @@ pub mod depths;
 pub mod dlq;
 mod durability;
 pub mod events;
+pub mod explain;
 pub mod failing;
 pub mod history;
 pub mod link;
@@ -38,6 +39,7 @@ pub mod transforms;
 mod types;
 pub mod versions;
 pub mod webhooks;
+pub mod worst;
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -147,7 +147,7 @@ fn readable(value: &Value) -> Option<Entry> {
     match entry::decode(value) {
         Ok(entry) => Some(entry),
         Err(_) => {
-            tracing::warn!("left a stream entry of another format alone");
+            crate::logs::warn_seldom!("left a stream entry of another format alone");
             None
         }
     }

@@ -133,7 +133,7 @@ fn ended_badly(status: ExitStatus, order: &Order, stderr: &str) -> CompileError 
     }
     // A panic of the compiler is exit code 101.
     if ended_by(Signal::ABORT) || status.code() == Some(101) {
-        tracing::warn!(%status, stderr, "the compiler failed on a module");
+        crate::logs::warn_seldom!(%status, stderr, "the compiler failed on a module");
         return rejected("does_not_compile", "the module makes the compiler fail".to_owned()).into();
     }
     let last = stderr.trim_end().lines().last().unwrap_or("it said nothing");

@@ -135,7 +135,7 @@ async fn module(gateway: &Gateway, transform: &Transform) -> Result<Arc<Module>,
     host.compile(wasm).await.map_err(|error| match error {
         CompileError::Rejected(rejected) => rejected.into(),
         CompileError::Failed(why) => {
-            tracing::warn!(why, "transform not compiled for a dry run");
+            crate::logs::warn_seldom!(why, "transform not compiled for a dry run");
             ApiError::compiler_unavailable()
         }
     })

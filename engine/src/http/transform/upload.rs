@@ -66,7 +66,7 @@ pub(super) async fn upload(
         Ok(Ok(_)) => true,
         Ok(Err(CompileError::Rejected(rejected))) => return Err(rejected.into()),
         Ok(Err(CompileError::Failed(why))) => {
-            tracing::warn!(%webhook, why, "transform not compiled");
+            crate::logs::warn_seldom!(%webhook, why, "transform not compiled");
             return Err(ApiError::compiler_unavailable());
         }
         Err(_) => false,
