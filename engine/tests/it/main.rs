@@ -8,6 +8,7 @@ mod client;
 mod contract;
 mod deferred;
 mod delivery;
+mod depths;
 mod dlq;
 mod gateway_tls;
 mod harness;
