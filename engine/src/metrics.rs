@@ -101,7 +101,7 @@ catalogue! {
         spilled: Counter "eventpulse_stream_spilled_total" "Batches left to Postgres because too many waited in memory.";
         length: Gauge "eventpulse_stream_length_entries" "Entries in the stream; NaN while Redis cannot be asked, as with the next four.";
         pending: Gauge "eventpulse_stream_pending_entries" "Entries that a dispatcher read and none has acked.";
-        lag: Gauge "eventpulse_stream_lag_entries" "Entries that no dispatcher has read; NaN also where Redis does not know.";
+        lag: Gauge "eventpulse_stream_lag_entries" "Entries that no dispatcher has read.";
         memory_used: Gauge "eventpulse_redis_memory_used_bytes" "Memory that Redis uses.";
         memory_max: Gauge "eventpulse_redis_memory_max_bytes" "Memory that Redis may use; 0 for no bound.";
     }

@@ -84,7 +84,7 @@ async fn ask_redis(stream: &mut stream::depths::Depths, metrics: &Metrics) {
     let value = |value: Option<u64>| value.map_or(f64::NAN, |value| value as f64);
     metrics.stream.length.set(value(found.map(|found| found.length)));
     metrics.stream.pending.set(value(found.map(|found| found.pending)));
-    metrics.stream.lag.set(value(found.and_then(|found| found.lag)));
+    metrics.stream.lag.set(value(found.map(|found| found.lag)));
     metrics.stream.memory_used.set(value(found.map(|found| found.memory_used)));
     metrics.stream.memory_max.set(value(found.map(|found| found.memory_max)));
 }

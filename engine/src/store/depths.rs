@@ -41,7 +41,7 @@ impl Store {
         let client = self.client().await?;
         // In the order of its index, so that it is this index that is read.
         let sql = "SELECT count(*) FROM (SELECT id FROM dlq_entries WHERE requeued_at IS NULL
-                       ORDER BY account_id, id LIMIT $1) AS some";
+                       ORDER BY account_id, id LIMIT $1) AS letters";
         let statement = client.prepare_cached(sql).await?;
         Ok(client.query_one(&statement, &[&LETTERS_MAX]).await?.get(0))
     }

@@ -19,8 +19,8 @@ pub struct Found {
     pub length: u64,
     /// Entries that somebody read and nobody acked.
     pub pending: u64,
-    /// Entries that nobody read; none where Redis does not know.
-    pub lag: Option<u64>,
+    /// Entries that nobody read: the others, as what is acked is deleted with it. Redis's own count is void once entries were deleted.
+    pub lag: u64,
     /// Bytes that Redis uses and may use; 0 for no bound.
     pub memory_used: u64,
     pub memory_max: u64,
@@ -34,32 +34,32 @@ impl Depths {
     /// # Errors
     /// When Redis does not answer.
     pub async fn ask(&mut self) -> Result<Found, Error> {
-        let length = redis::cmd("XLEN").arg(&self.keys.events).query_async(&mut self.connection).await?;
-        let (pending, lag) = self.group().await?;
+        let length: u64 = redis::cmd("XLEN").arg(&self.keys.events).query_async(&mut self.connection).await?;
+        let pending = self.pending().await?;
         let memory: String = redis::cmd("INFO").arg("memory").query_async(&mut self.connection).await?;
         let bytes = |name| number_of(&memory, name).unwrap_or(0);
         Ok(Found {
             length,
             pending,
-            lag,
+            // They were asked for one after the other.
+            lag: length.saturating_sub(pending),
             memory_used: bytes("used_memory:"),
             memory_max: bytes("maxmemory:"),
         })
     }
 
-    /// Pending and unread entries of our group.
-    async fn group(&mut self) -> Result<(u64, Option<u64>), Error> {
+    /// Pending entries of our group.
+    async fn pending(&mut self) -> Result<u64, Error> {
         let mut command = redis::cmd("XINFO");
         command.arg("GROUPS").arg(&self.keys.events);
         let groups: Vec<HashMap<String, Value>> = match command.query_async(&mut self.connection).await {
             Ok(groups) => groups,
             // There is no stream yet, or not any more.
-            Err(error) if error.code() == Some("ERR") => return Ok((0, Some(0))),
+            Err(error) if error.code() == Some("ERR") => return Ok(0),
             Err(error) => return Err(error.into()),
         };
         let ours = groups.iter().find(|group| name_of(group).as_deref() == Some(GROUP));
-        let field = |name| ours.and_then(|group| count(group.get(name)?));
-        Ok((field("pending").unwrap_or(0), field("lag")))
+        Ok(ours.and_then(|group| count(group.get("pending")?)).unwrap_or(0))
     }
 }
 

@@ -9,6 +9,7 @@ mod cluster;
 mod contract;
 mod deferred;
 mod delivery;
+mod depths;
 mod dlq;
 mod explain;
 mod gateway_tls;
