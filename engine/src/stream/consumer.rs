@@ -307,14 +307,15 @@ impl Claims {
         let Some(entry) = entries_of(&reply)?.into_iter().find(|e| e.span.first.0 == first) else {
             return Ok(None);
         };
-        let pending: Vec<(String, String, u64, u64)> = redis::cmd("XPENDING")
-            .arg(&self.keys.events)
-            .arg(GROUP)
-            .arg(&entry.id)
-            .arg(&entry.id)
-            .arg(1)
-            .query_async(&mut self.connection)
-            .await?;
+        let mut pending = redis::cmd("XPENDING");
+        pending.arg(&self.keys.events).arg(GROUP).arg(&entry.id).arg(&entry.id).arg(1);
+        let pending: Result<Vec<(String, String, u64, u64)>, Error> =
+            pending.query_async(&mut self.connection).await.map_err(Error::from);
+        let pending = match pending {
+            // The first dispatcher makes the group: nobody can have read anything yet.
+            Err(error) if error.is_no_group() => Vec::new(),
+            pending => pending?,
+        };
         Ok(Some(pending.into_iter().next().map_or_else(String::new, |(_, consumer, ..)| consumer)))
     }
 }

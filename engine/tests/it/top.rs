@@ -68,7 +68,7 @@ async fn top_shows_an_engine_under_load_in_one_frame() {
         rest.split("/s").next().expect("text").parse().expect("a number")
     };
     assert!(rate("accepted") > 0.0 && rate("delivered") > 0.0, "{frame}");
-    for part in ["1 processes", "Redis in order", "flaky endpoint", &format!("{dispatcher}")] {
+    for part in ["1 process,", "Redis in order", "flaky endpoint", &format!("{dispatcher}")] {
         assert!(frame.contains(part), "{part} in\n{frame}");
     }
     let Ok(app) = Arc::try_unwrap(app) else { panic!("the senders are gone") };

@@ -202,7 +202,11 @@ fn title(view: &View<'_>) -> Line {
     let clock = view.now.to_string();
     let clock = clock.get(11..19).unwrap_or_default();
     let every = humantime::format_duration(view.interval);
-    let left = format!("eventpulse top   {} processes, every {every}   Ctrl-C ends", view.processes.len());
+    let processes = match view.processes.len() {
+        1 => "1 process".to_owned(),
+        n => format!("{n} processes"),
+    };
+    let left = format!("eventpulse top   {processes}, every {every}   Ctrl-C ends");
     Line { tone: Tone::Head, text: format!("{left:<68}{clock} UTC") }
 }
 
