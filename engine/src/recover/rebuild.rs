@@ -31,6 +31,9 @@ const NOTICE: Duration = Duration::from_secs(2);
 /// Batches counted by one pair of queries.
 const PAGE: i64 = 500;
 
+/// Batches for which the stream is looked through once.
+const LOOK_MAX: usize = 50_000;
+
 /// Entries of a stream that are compared with Postgres: 16 MB of ids. With more, what is missing is left to the sweep.
 const IN_STREAM_MAX: usize = 2_000_000;
 
@@ -182,24 +185,40 @@ impl Rebuild {
         Ok(streamed)
     }
 
+    /// In this order: what is marked was in the stream before we look there, so what is not there now was lost or is settled.
     async fn pass(&mut self, stop: &watch::Receiver<bool>) -> Result<u64, Error> {
-        let Some(in_stream) = self.claims.batches_in_stream(IN_STREAM_MAX).await? else {
-            tracing::warn!("the stream is too long to be compared; the sweep finds what is missing");
-            return Ok(0);
-        };
         let (mut cursor, mut missing) = (EventId(0), 0);
         loop {
-            let mut spans = self.store.streamed_batches(0, cursor, PAGE).await?;
-            let Some(last) = spans.last() else { return Ok(missing) };
-            cursor = last.first;
+            let mut spans = self.candidates(&mut cursor).await?;
+            if spans.is_empty() {
+                return Ok(missing);
+            }
+            let Some(in_stream) = self.claims.batches_in_stream(IN_STREAM_MAX).await? else {
+                tracing::warn!("the stream is too long to be compared; the sweep finds what is missing");
+                return Ok(missing);
+            };
             spans.retain(|span| !in_stream.contains(&span.first.0));
-            for span in account::count(&self.store, &spans).await?.open {
-                if !self.send(span, stop).await {
-                    return Ok(missing);
+            for page in spans.chunks(PAGE as usize) {
+                for span in account::count(&self.store, page).await?.open {
+                    if !self.send(span, stop).await {
+                        return Ok(missing);
+                    }
+                    missing += 1;
                 }
-                missing += 1;
             }
         }
+    }
+
+    /// The next batches that are marked as streamed, so many that the stream is looked through once for all of them.
+    async fn candidates(&self, cursor: &mut EventId) -> Result<Vec<Span>, Error> {
+        let mut spans = Vec::new();
+        while spans.len() < LOOK_MAX {
+            let page = self.store.streamed_batches(0, *cursor, PAGE).await?;
+            let Some(last) = page.last() else { break };
+            *cursor = last.first;
+            spans.extend(page);
+        }
+        Ok(spans)
     }
 
     /// Waits for room. False when there is to be no more.

@@ -54,9 +54,13 @@ impl FromStr for Place {
             _ => return Err(wrong()),
         };
         let host = url.host().ok_or_else(wrong)?.trim_matches(['[', ']']).to_owned();
-        let port = match (url.port(), url.port_u16()) {
-            (None, _) => usual,
-            (Some(_), port) => port.ok_or_else(wrong)?,
+        // A port that is no number is none to the parser, and a mistake to us.
+        let authority = url.authority().map_or("", |authority| authority.as_str());
+        let behind_host = authority.rsplit(']').next().unwrap_or_default();
+        let port = match url.port_u16() {
+            Some(port) => port,
+            None if behind_host.contains(':') => return Err(wrong()),
+            None => usual,
         };
         let path = match url.path() {
             "" | "/" => "/metrics".to_owned(),
