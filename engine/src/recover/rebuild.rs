@@ -28,6 +28,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// What everybody has, beyond `dispatch.hold`, to notice and to say what is in hand: two looks, and a blocked read.
 const NOTICE: Duration = Duration::from_secs(2);
 
+/// Longest that nobody takes work because of it, after that. What is missing then is left to the sweep.
+const LONGEST: Duration = Duration::from_secs(20);
+
 /// Batches counted by one pair of queries.
 const PAGE: i64 = 500;
 
@@ -157,7 +160,13 @@ impl Rebuild {
                 () = crate::stopped(stop) => return Ok(()),
             }
         }
-        let streamed = self.stream_missing(stop).await?;
+        let streamed = match tokio::time::timeout(LONGEST, self.stream_missing(stop)).await {
+            Ok(streamed) => streamed?,
+            Err(_) => {
+                tracing::warn!("not all of the index in time; the sweep finds what is missing");
+                0
+            }
+        };
         if self.epochs.finish(&token, run_id).await? {
             self.metrics.recover.restreamed.increment(streamed);
             self.metrics.recover.rebuild_seconds.record(start.elapsed().as_secs_f64());
@@ -179,6 +188,7 @@ impl Rebuild {
                 break;
             }
             streamed += missing;
+            tracing::debug!(batches = missing, "streamed again");
             // The producer has them by now, and Redis very soon.
             tokio::time::sleep(LOOK_AGAIN).await;
         }
