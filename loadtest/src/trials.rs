@@ -10,6 +10,7 @@ pub mod schedule;
 pub mod stage;
 pub mod transforms;
 pub mod watch;
+pub mod wiped;
 
 use std::path::PathBuf;
 
@@ -31,7 +32,7 @@ pub struct Bench {
 }
 
 /// The trials by name, in the order in which they run.
-pub const ALL: [&str; 11] = [
+pub const ALL: [&str; 12] = [
     "failing",
     "recovery",
     "fanout",
@@ -43,6 +44,7 @@ pub const ALL: [&str; 11] = [
     "node",
     "filter",
     "neighbours",
+    "wiped",
 ];
 
 /// Runs one trial.
@@ -62,6 +64,7 @@ pub async fn run(bench: &Bench, name: &str) -> Result<(), Error> {
         "node" => node::node(bench).await,
         "filter" => transforms::filter(bench).await,
         "neighbours" => transforms::neighbours(bench).await,
+        "wiped" => wiped::wiped(bench).await,
         _ => Err(format!("there is no trial {name}; there are: {}", ALL.join(", ")).into()),
     }
 }

@@ -13,10 +13,11 @@ struct Options {
     /// The engine's program.
     #[arg(long)]
     engine: PathBuf,
-    /// Only these of: failing, recovery, fanout, minute, hung, registered, idle, peers, node, filter, neighbours.
+    /// Only these of: failing, recovery, fanout, minute, hung, registered, idle, peers, node, filter, neighbours, wiped.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Events (failing), webhooks (fanout, registered), rows (minute, hung) or connections (idle), in place of the real size.
+    /// Events (failing), webhooks (fanout, registered), rows (minute, hung), connections (idle) or settled events (wiped), in place of the
+    /// real size.
     #[arg(long)]
     size: Option<u64>,
     /// Seconds of the outage (recovery), or of the load (all others but failing and minute), in place of the usual.
