@@ -32,6 +32,8 @@ pub struct Load {
     pub target: SocketAddr,
     /// Keys of accounts, spread over the connections.
     pub keys: Vec<String>,
+    /// Types, spread over the connections as the keys are; none for the usual one.
+    pub kinds: Vec<String>,
     /// Bytes of an event.
     pub size: usize,
     /// Events of a request to `/send-events`; none for `/send-event`.
@@ -139,7 +141,8 @@ async fn drive(load: Load) -> std::io::Result<Report> {
     });
     let mut tasks = Vec::new();
     for (i, stream) in streams.into_iter().enumerate() {
-        let request = wire::request(&load.keys[i % load.keys.len()], load.size, load.bulk);
+        let kind = load.kinds.get(i % load.kinds.len().max(1)).map_or(wire::KIND, String::as_str);
+        let request = wire::request(&load.keys[i % load.keys.len()], kind, load.size, load.bulk);
         let sender = Sender {
             stream,
             target: load.target,

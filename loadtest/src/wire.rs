@@ -19,9 +19,12 @@ fn letters(n: usize) -> String {
 const AT: &str = "\"payload\":{\"at\":";
 const DIGITS: usize = 16;
 
-/// One event of exactly `size` bytes, at least 96, with no time in it yet.
-pub fn event(size: usize) -> String {
-    format!("{{\"type\":\"order.created\",\"payload\":{}}}", payload(size))
+/// The type of events that need none of their own.
+pub const KIND: &str = "order.created";
+
+/// One event with no time in it yet: exactly `size` bytes, at least 96, with a type as long as the usual one.
+pub fn event(kind: &str, size: usize) -> String {
+    format!("{{\"type\":\"{kind}\",\"payload\":{}}}", payload(size))
 }
 
 /// The payload of such an event.
@@ -48,10 +51,10 @@ pub fn stamped(body: &[u8]) -> Option<u64> {
 }
 
 /// What one request sends.
-pub fn request(key: &str, size: usize, bulk: Option<usize>) -> Vec<u8> {
+pub fn request(key: &str, kind: &str, size: usize, bulk: Option<usize>) -> Vec<u8> {
     let (path, body) = match bulk {
-        None => ("/send-event", event(size)),
-        Some(n) => ("/send-events", format!("[{}]", vec![event(size); n].join(","))),
+        None => ("/send-event", event(kind, size)),
+        Some(n) => ("/send-events", format!("[{}]", vec![event(kind, size); n].join(","))),
     };
     let head = format!(
         "POST {path} HTTP/1.1\r\nHost: load\r\nContent-Type: application/json\r\nx-api-key: {key}\r\nContent-Length: {}\r\n\r\n",
@@ -101,10 +104,10 @@ mod tests {
     #[test]
     fn an_event_has_its_size() {
         for size in [96, 300, 4096] {
-            assert_eq!(event(size).len(), size);
+            assert_eq!(event(KIND, size).len(), size);
         }
-        assert!(event(300).contains(&payload(300)));
-        let many = request("k", 300, Some(3));
+        assert!(event(KIND, 300).contains(&payload(300)));
+        let many = request("k", KIND, 300, Some(3));
         assert!(many.ends_with(b"]") && many.len() > 900);
     }
 

@@ -14,8 +14,12 @@ use crate::{
     world::{Answered, Key, Manner, RARE_TYPE},
 };
 
-/// How long after the last event and the last fault everything is settled: leases, expiries behind a breaker, and the sweep.
-const SETTLED: Duration = Duration::from_secs(240);
+/// How long nothing may come of it, after the last event and the last fault: leases, expiries behind a breaker, and the
+/// sweep. A machine that is slow has a backlog by then, which is no fault as long as it shrinks.
+const STALL: Duration = Duration::from_secs(240);
+
+/// The longest that a backlog may take.
+const SETTLED: Duration = Duration::from_secs(1800);
 
 /// What was found.
 #[derive(Default)]
@@ -35,6 +39,7 @@ pub(crate) struct Findings {
 /// Waits until nothing is owed and nothing is in hand. Says what still is, if it takes too long.
 pub(crate) async fn settled(site: &mut Site) -> Result<Duration, String> {
     let begun = Instant::now();
+    let (mut least, mut since) = (i64::MAX, begun);
     let database = site.database().await;
     loop {
         let owed = owed(&database).await;
@@ -43,8 +48,15 @@ pub(crate) async fn settled(site: &mut Site) -> Result<Duration, String> {
         if owed.is_empty() && standing == rest {
             return Ok(begun.elapsed());
         }
-        if begun.elapsed() > SETTLED {
-            return Err(format!("not settled after {SETTLED:?}: {owed:?} {standing:?}"));
+        let left = owed.iter().map(|(_, n)| n).sum();
+        if left < least {
+            (least, since) = (left, Instant::now());
+        }
+        if since.elapsed() > STALL || begun.elapsed() > SETTLED {
+            let (stood, all) = (since.elapsed(), begun.elapsed());
+            return Err(format!(
+                "not settled after {all:?}, {stood:?} without progress: {owed:?} {standing:?}"
+            ));
         }
         site.rest(Duration::from_millis(500)).await;
     }

@@ -149,6 +149,7 @@ async fn run(options: &Options, servers: &Servers, program: &Path) -> Result<Run
         keys: vec![key],
         size: options.size,
         bulk: None,
+        kinds: Vec::new(),
         connections: options.connections,
         rate: None,
         drop_when_busy: false,

@@ -108,6 +108,7 @@ async fn exact(options: &Options, servers: &Servers) -> Result<serde_json::Value
         keys: vec![account.key],
         size: options.size,
         bulk: None,
+        kinds: Vec::new(),
         connections: 64,
         rate: None,
         drop_when_busy: false,

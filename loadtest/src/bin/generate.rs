@@ -45,6 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         keys: options.keys,
         size: options.size,
         bulk: options.bulk,
+        kinds: Vec::new(),
         connections: options.connections,
         rate: options.rate,
         drop_when_busy: options.drop_when_busy,

@@ -49,6 +49,7 @@ async fn overload(options: &Options, servers: &Servers) -> Result<(), Error> {
         keys: vec![key.to_owned()],
         size: 300,
         bulk: None,
+        kinds: Vec::new(),
         connections,
         rate,
         drop_when_busy: true,

@@ -156,6 +156,7 @@ impl<'a> Run<'a> {
             keys: vec![self.account.key.clone()],
             size: self.options.size,
             bulk: None,
+            kinds: Vec::new(),
             connections,
             rate,
             drop_when_busy: false,

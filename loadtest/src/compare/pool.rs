@@ -25,7 +25,7 @@ pub async fn pool(
     size: usize,
     length: Duration,
 ) -> Result<Work, Error> {
-    let body = Bytes::from(wire::event(size));
+    let body = Bytes::from(wire::event(wire::KIND, size));
     let start = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
     for at in 0..connections {

@@ -73,6 +73,7 @@ impl Bench<'_> {
             keys: self.keys.to_vec(),
             size: self.size,
             bulk: None,
+            kinds: Vec::new(),
             connections: 64,
             rate: None,
             drop_when_busy: false,

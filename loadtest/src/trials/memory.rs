@@ -77,7 +77,8 @@ pub async fn idle(bench: &Bench) -> Result<(), Error> {
             .await?;
     let pid = stage.engine.process.pid();
     let key = stage.hook(None, "idle", &Value::Null).await?.key;
-    let (request, before, start) = (wire::request(&key, 300, None), resident_kib(pid), Instant::now());
+    let (request, before, start) =
+        (wire::request(&key, wire::KIND, 300, None), resident_kib(pid), Instant::now());
     let mut open = Vec::new();
     let mut buffer = Vec::new();
     for _ in 0..n {

@@ -216,6 +216,7 @@ impl<'a> Stage<'a> {
             keys,
             size: 300,
             bulk: None,
+            kinds: Vec::new(),
             rate: Some(rate),
             drop_when_busy: false,
             warm_up: Duration::ZERO,
