@@ -4,6 +4,7 @@ pub mod breaker;
 pub mod fanout;
 pub mod memory;
 pub mod node;
+pub mod outage;
 pub mod peers;
 pub mod rows;
 pub mod schedule;
@@ -32,7 +33,7 @@ pub struct Bench {
 }
 
 /// The trials by name, in the order in which they run.
-pub const ALL: [&str; 12] = [
+pub const ALL: [&str; 13] = [
     "failing",
     "recovery",
     "fanout",
@@ -45,6 +46,7 @@ pub const ALL: [&str; 12] = [
     "filter",
     "neighbours",
     "wiped",
+    "outage",
 ];
 
 /// Runs one trial.
@@ -65,6 +67,7 @@ pub async fn run(bench: &Bench, name: &str) -> Result<(), Error> {
         "filter" => transforms::filter(bench).await,
         "neighbours" => transforms::neighbours(bench).await,
         "wiped" => wiped::wiped(bench).await,
+        "outage" => outage::outage(bench).await,
         _ => Err(format!("there is no trial {name}; there are: {}", ALL.join(", ")).into()),
     }
 }

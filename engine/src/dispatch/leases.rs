@@ -53,6 +53,11 @@ impl Leases {
         Lease { key, until, leases: self.clone() }
     }
 
+    /// Whether it is in hand.
+    pub(super) fn holds(&self, key: &Key) -> bool {
+        self.inner().contains_key(key)
+    }
+
     /// With the milliseconds that each has left.
     fn all(&self) -> Vec<(Key, i64)> {
         let now = Instant::now();

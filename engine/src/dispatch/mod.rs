@@ -361,7 +361,7 @@ impl Context {
         }
         let (lease, now) = (self.lease() + more, Instant::now());
         let key = (delivery.event.id, delivery.target.webhook.id);
-        due.postpone(&[(key, i64::try_from(lease.as_millis()).unwrap_or(i64::MAX))]).await?;
+        due.keep(&[(key, i64::try_from(lease.as_millis()).unwrap_or(i64::MAX))]).await?;
         delivery.lease = Some(self.leases.note(key, now + lease));
         Ok(())
     }

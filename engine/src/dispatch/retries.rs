@@ -3,12 +3,12 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use super::{
     Context, Delivery,
     budget::{Ask, Bytes},
-    work,
+    poison, work,
 };
 use crate::{
     failpoint,
@@ -27,11 +27,14 @@ const CROWDED: Duration = Duration::from_secs(1);
 const BUSY: Duration = Duration::from_millis(1);
 
 /// Of Postgres or of Redis; either way the round is over.
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 pub(super) async fn run(context: Arc<Context>, mut due: Due, mut stop: watch::Receiver<bool>) {
+    // A suspect in hand. There is one at a time.
+    let mut careful = JoinSet::new();
     loop {
-        let pause = match round(&context, &mut due).await {
+        while careful.try_join_next().is_some() {}
+        let pause = match round(&context, &mut due, &mut careful).await {
             Ok(0) => IDLE,
             Ok(_) => BUSY,
             Err(error) => {
@@ -41,13 +44,15 @@ pub(super) async fn run(context: Arc<Context>, mut due: Due, mut stop: watch::Re
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = crate::stopped(&mut stop) => return,
+            () = crate::stopped(&mut stop) => break,
         }
     }
+    // What is noted as in hand alone when a process ends is taken for what it died of.
+    while careful.join_next().await.is_some() {}
 }
 
 /// Leases once. Returns how many members came.
-async fn round(context: &Arc<Context>, due: &mut Due) -> Result<usize, Failure> {
+async fn round(context: &Arc<Context>, due: &mut Due, careful: &mut JoinSet<()>) -> Result<usize, Failure> {
     if context.gate.epoch().is_none() {
         return Ok(0);
     }
@@ -58,9 +63,14 @@ async fn round(context: &Arc<Context>, due: &mut Due) -> Result<usize, Failure> 
     }
     let lease = context.lease();
     let until = Instant::now() + lease;
-    let keys = due.lease(room, i64::try_from(lease.as_millis())?, &context.gate).await?;
+    let leased =
+        due.lease(room, i64::try_from(lease.as_millis())?, careful.is_empty(), &context.gate).await?;
+    if let Some(key) = leased.suspect {
+        careful.spawn(poison::retry_carefully(context.clone(), due.clone(), key, until, term));
+    }
+    let keys = leased.keys;
     if keys.is_empty() {
-        return Ok(0);
+        return Ok(usize::from(leased.suspect.is_some()));
     }
     failpoint::hit("leased");
     context.metrics.retry.leased.increment(keys.len() as u64);
@@ -93,7 +103,7 @@ async fn round(context: &Arc<Context>, due: &mut Due) -> Result<usize, Failure> 
 }
 
 /// The rows whose time has come. Members that nothing is owed for are forgotten, and those that are early go back.
-async fn look_up(context: &Context, due: &mut Due, keys: &[Key]) -> Result<Vec<Owed>, Failure> {
+pub(super) async fn look_up(context: &Context, due: &mut Due, keys: &[Key]) -> Result<Vec<Owed>, Failure> {
     let mut owed = context.store.owed(keys, context.spare_ms()).await?;
     // Who mended a webhook and then asks for its dead letters means the mended one.
     if let Some(version) = owed.iter().map(|row| row.version).max() {
@@ -125,7 +135,7 @@ async fn forget_stale(context: &Context, due: &mut Due, keys: &[Key], owed: &[Ow
 }
 
 /// Hands a delivery to its lane. When there is no room for it, says for how long to leave it.
-async fn take(
+pub(super) async fn take(
     context: &Arc<Context>,
     due: &mut Due,
     row: Owed,

@@ -13,7 +13,7 @@ use crate::{
         self, Fault, Link,
         settle::{Record, SHELVED},
     },
-    stream::{self, Keys},
+    stream::{self, Keys, due::Moved},
 };
 
 /// Outcomes of one statement.
@@ -156,8 +156,8 @@ impl<P> Recorder<P> {
         }
         let mut pipe = redis::pipe();
         pipe.atomic();
-        stream::due::schedule(&mut pipe, &self.keys, self.due_max, &updates.new, false);
-        stream::due::schedule(&mut pipe, &self.keys, self.due_max, &updates.moved, true);
+        stream::due::schedule(&mut pipe, &self.keys, self.due_max, &updates.new, Moved::New);
+        stream::due::schedule(&mut pipe, &self.keys, self.due_max, &updates.moved, Moved::Ended);
         stream::due::forget(&mut pipe, &self.keys, &updates.gone);
         let ids: Vec<String> = done.iter().map(|open| open.id.clone()).collect();
         stream::consumer::ack(&mut pipe, &self.keys, &ids);

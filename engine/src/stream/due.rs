@@ -19,6 +19,35 @@ pub const LEASE_MAX: usize = 128;
 /// the time Redis is busy.
 const ADD_MAX: usize = 500;
 
+/// What moving a member says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// It is new, and if it is there all the same, somebody fed and perhaps leased it meanwhile, and it stays.
+    New,
+    /// It was leased by us, and its attempt is over.
+    Ended,
+    /// It is leased by us, and stays so.
+    Kept,
+}
+
+impl Moved {
+    fn flag(self) -> &'static str {
+        match self {
+            Moved::New => "NX",
+            Moved::Ended => "CH",
+            Moved::Kept => "KEEP",
+        }
+    }
+}
+
+/// What a lease brought.
+#[derive(Debug, Default)]
+pub struct Leased {
+    pub keys: Vec<Key>,
+    /// One that was leased twice and had no outcome: its holders may have died of it.
+    pub suspect: Option<Key>,
+}
+
 /// The `due` set of one shard.
 #[derive(Clone)]
 pub struct Due {
@@ -48,7 +77,7 @@ impl Due {
         let schedule = Script::new(SCHEDULE);
         for chunk in members.chunks(ADD_MAX) {
             let mut script = schedule.prepare_invoke();
-            script.key(&self.keys.due).arg(self.max).arg("NX");
+            script.key(&self.keys.due).key(&self.keys.leased).arg(self.max).arg(Moved::New.flag());
             for (key, delay_ms) in chunk {
                 script.arg(member(*key)).arg(*delay_ms);
             }
@@ -74,18 +103,27 @@ impl Due {
         Ok(added)
     }
 
-    /// Says again what is leased, with the time that each lease has left, to a `due` that forgot it.
+    /// Says again what is leased, with the time that each lease has left: to a `due` that forgot it, or to have it longer.
     pub async fn keep(&mut self, leased: &[(Key, i64)]) -> Result<(), Error> {
-        self.postpone(leased).await
+        self.put(leased, Moved::Kept).await
     }
 
-    /// Takes up to `limit` members whose time has come, for `lease_ms`.
-    pub async fn lease(&mut self, limit: usize, lease_ms: i64, gate: &Gate) -> Result<Vec<Key>, Error> {
+    /// Takes up to `limit` members whose time has come, for `lease_ms`; one suspect beside them if `careful`.
+    pub async fn lease(
+        &mut self,
+        limit: usize,
+        lease_ms: i64,
+        careful: bool,
+        gate: &Gate,
+    ) -> Result<Leased, Error> {
         let epoch = gate.epoch().ok_or(Error::Epoch)?;
-        let mut command = Guarded::new(LEASE).command(&[&self.keys.due, &self.keys.epoch], &epoch);
-        command.arg(limit.min(LEASE_MAX)).arg(lease_ms);
-        let members = gate.judge(command.query_async::<Vec<String>>(&mut self.connection).await)?;
-        Ok(members.iter().filter_map(|m| parse(m)).collect())
+        let keys = [&*self.keys.due, &*self.keys.epoch, &*self.keys.leased];
+        let mut command = Guarded::new(LEASE).command(&keys, &epoch);
+        command.arg(limit.min(LEASE_MAX)).arg(lease_ms).arg(i32::from(careful));
+        let (members, suspects): (Vec<String>, Vec<String>) =
+            gate.judge(command.query_async(&mut self.connection).await)?;
+        let keys = members.iter().filter_map(|m| parse(m)).collect();
+        Ok(Leased { keys, suspect: suspects.first().and_then(|m| parse(m)) })
     }
 
     /// Gives leased members back at once.
@@ -96,19 +134,44 @@ impl Due {
 
     /// Gives leased members back for later.
     pub async fn postpone(&mut self, members: &[(Key, i64)]) -> Result<(), Error> {
+        self.put(members, Moved::Ended).await
+    }
+
+    async fn put(&mut self, members: &[(Key, i64)], moved: Moved) -> Result<(), Error> {
         if members.is_empty() {
             return Ok(());
         }
         let mut pipe = redis::pipe();
-        schedule(&mut pipe, &self.keys, self.max, members, true);
+        schedule(&mut pipe, &self.keys, self.max, members, moved);
         Ok(pipe.query_async::<()>(&mut self.connection).await?)
+    }
+
+    /// Whether a retry was in hand alone when a process died of it or beside it.
+    pub async fn is_noted(&mut self, key: Key) -> Result<bool, Error> {
+        let mut command = redis::cmd("HEXISTS");
+        command.arg(&self.keys.suspects).arg(member(key));
+        Ok(command.query_async(&mut self.connection).await?)
+    }
+
+    /// Notes that it is in hand alone.
+    pub async fn note(&mut self, key: Key) -> Result<(), Error> {
+        let mut command = redis::cmd("HSET");
+        command.arg(&self.keys.suspects).arg(member(key)).arg(1);
+        Ok(command.query_async(&mut self.connection).await?)
+    }
+
+    /// Notes that it is not any more.
+    pub async fn forget_note(&mut self, key: Key) -> Result<(), Error> {
+        let mut command = redis::cmd("HDEL");
+        command.arg(&self.keys.suspects).arg(member(key));
+        Ok(command.query_async(&mut self.connection).await?)
     }
 
     /// Forgets members nothing is owed for.
     pub async fn remove(&mut self, keys: &[Key]) -> Result<(), Error> {
-        let members: Vec<String> = keys.iter().copied().map(member).collect();
-        redis::cmd("ZREM").arg(&self.keys.due).arg(members).query_async::<()>(&mut self.connection).await?;
-        Ok(())
+        let mut pipe = redis::pipe();
+        forget(&mut pipe, &self.keys, keys);
+        Ok(pipe.query_async::<()>(&mut self.connection).await?)
     }
 
     /// Whether so many members are as many as there may be.
@@ -122,13 +185,12 @@ impl Due {
     }
 }
 
-/// Adds to `pipe` that members' times are now these. With `ours` the members are leased by us and move; without it
-/// they are new, and if one is there all the same, somebody fed and perhaps leased it meanwhile, and it stays.
-pub fn schedule(pipe: &mut Pipeline, keys: &Keys, max: usize, later: &[(Key, i64)], ours: bool) {
-    let flag = if ours { "CH" } else { "NX" };
+/// Adds to `pipe` that members' times are now these.
+pub fn schedule(pipe: &mut Pipeline, keys: &Keys, max: usize, later: &[(Key, i64)], moved: Moved) {
     for chunk in later.chunks(ADD_MAX) {
         // EVAL with the text: inside MULTI there is no second chance after NOSCRIPT.
-        let command = pipe.cmd("EVAL").arg(SCHEDULE).arg(1).arg(&keys.due).arg(max).arg(flag);
+        let command =
+            pipe.cmd("EVAL").arg(SCHEDULE).arg(2).arg(&keys.due).arg(&keys.leased).arg(max).arg(moved.flag());
         for (key, delay_ms) in chunk {
             command.arg(member(*key)).arg(*delay_ms);
         }
@@ -140,7 +202,8 @@ pub fn schedule(pipe: &mut Pipeline, keys: &Keys, max: usize, later: &[(Key, i64
 pub fn forget(pipe: &mut Pipeline, keys: &Keys, gone: &[Key]) {
     if !gone.is_empty() {
         let members: Vec<String> = gone.iter().copied().map(member).collect();
-        pipe.cmd("ZREM").arg(&keys.due).arg(members).ignore();
+        pipe.cmd("ZREM").arg(&keys.due).arg(&members).ignore();
+        pipe.cmd("HDEL").arg(&keys.leased).arg(&members).ignore();
     }
 }
 

@@ -23,7 +23,9 @@ pub struct Keys {
     pub epoch: String,
     /// The highest block of event ids that was handed out.
     pub highest: String,
-    /// Events in hand alone, by their batch.
+    /// Of members of `due`, how often they were leased since their last outcome.
+    pub leased: String,
+    /// Events in hand alone, by their batch, and retries in hand alone.
     pub suspects: String,
     lanes: String,
 }
@@ -37,6 +39,7 @@ impl Keys {
             alive: key("alive"),
             epoch: key("epoch"),
             highest: key("highest"),
+            leased: key("leased"),
             suspects: key("suspects"),
             lanes: key("lane"),
         }

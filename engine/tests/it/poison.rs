@@ -18,6 +18,34 @@ use crate::harness::{
 const EVENTS: i64 = 12;
 const DEADLY: i64 = 5;
 
+/// Starts a dispatcher after each that died, until every delivery has ended. Returns how many died.
+async fn until_all_end(database: &str, dispatcher: &AtomicI32) -> usize {
+    let db = postgres(database).await;
+    let ended = "SELECT count(*) FROM delivery_attempts WHERE status IN ('success', 'dead')";
+    let mut died = 0;
+    loop {
+        let mut command = serve(database, "--role dispatcher");
+        command.env("EVENTPULSE_DISPATCH__DEAD_AFTER", "2s").env("EVENTPULSE_DISPATCH__BEAT", "200ms");
+        // Leases end soon.
+        command.env("EVENTPULSE_DISPATCH__MARGIN", "2s").env("EVENTPULSE_DELIVER__TIMEOUT", "1s");
+        let mut process = Process::spawn(command);
+        dispatcher.store(process.id(), Relaxed);
+        let all = eventually("all end or the process does", PATIENCE, async || {
+            if process.has_ended() {
+                return Ok(false);
+            }
+            let n = count(&db, ended).await;
+            if n == EVENTS { Ok(true) } else { Err(format!("{n} of {EVENTS}")) }
+        })
+        .await;
+        if all {
+            return died;
+        }
+        died += 1;
+        assert!(died < 6, "the fleet goes on dying");
+    }
+}
+
 #[tokio::test]
 async fn an_event_that_processes_die_of_ends_alone_as_a_dead_letter() {
     let database = database("poison").await;
@@ -40,28 +68,39 @@ async fn an_event_that_processes_die_of_ends_alone_as_a_dead_letter() {
     let account = gateway.register(&receiver.url("/")).await;
     gateway.send_at_once(&account, EVENTS as usize).await;
 
-    let db = postgres(&database).await;
-    let ended = "SELECT count(*) FROM delivery_attempts WHERE status IN ('success', 'dead')";
-    let mut died = 0;
-    loop {
-        let mut command = serve(&database, "--role dispatcher");
-        command.env("EVENTPULSE_DISPATCH__DEAD_AFTER", "2s").env("EVENTPULSE_DISPATCH__BEAT", "200ms");
-        let mut process = Process::spawn(command);
-        dispatcher.store(process.id(), Relaxed);
-        let all = eventually("all end or the process does", PATIENCE, async || {
-            if process.has_ended() {
-                return Ok(false);
-            }
-            let n = count(&db, ended).await;
-            if n == EVENTS { Ok(true) } else { Err(format!("{n} of {EVENTS}")) }
-        })
-        .await;
-        if all {
-            break;
+    let died = until_all_end(&database, &dispatcher).await;
+    assert!(died >= 2, "nobody died of it");
+    let (_, body) = gateway.get(&account.key, "/dlq").await;
+    let letters = body["dlqEntries"].as_array().expect("letters").clone();
+    assert_eq!(letters.len(), 1, "{body}");
+    assert_eq!(letters[0]["reasonCode"], json!("poison"), "{body}");
+    gateway.stop().await;
+}
+
+/// The same of a retry: what kills the process is not the first attempt.
+#[tokio::test]
+async fn a_retry_that_processes_die_of_ends_alone_as_a_dead_letter() {
+    let database = database("poisonretry").await;
+    let gateway = App::of(config(&database), Roles::Api).await;
+    let receiver = Receiver::start().await;
+    let dispatcher = Arc::new(AtomicI32::new(0));
+    let victim = dispatcher.clone();
+    receiver.script(move |request| {
+        if request.headers["x-eventpulse-attempt"] == "1" {
+            return Reply::status(500);
         }
-        died += 1;
-        assert!(died < 5, "the fleet goes on dying");
-    }
+        let body: Value = serde_json::from_slice(&request.body).expect("JSON");
+        if body["payload"] == DEADLY
+            && let Some(pid) = Pid::from_raw(victim.load(Relaxed))
+        {
+            let _ = kill_process(pid, Signal::KILL);
+            return Reply::hang();
+        }
+        Reply::ok()
+    });
+    let account = gateway.register(&receiver.url("/")).await;
+    gateway.send_at_once(&account, EVENTS as usize).await;
+    let died = until_all_end(&database, &dispatcher).await;
     assert!(died >= 2, "nobody died of it");
     let (_, body) = gateway.get(&account.key, "/dlq").await;
     let letters = body["dlqEntries"].as_array().expect("letters").clone();

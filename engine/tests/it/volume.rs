@@ -1,11 +1,11 @@
 //! Many events: each exactly once, nothing left behind.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc};
 
 use eventpulse_testkit::{Receiver, eventually, receiver::Reply};
 use serde_json::{Value, json};
 
-use crate::harness::{Account, App, count, postgres, swept_soon};
+use crate::harness::{Account, App, PATIENCE, count, postgres, swept_soon};
 
 /// Sends `n` events from `connections` at once; returns their ids.
 async fn load(app: &Arc<App>, account: &Account, n: usize, connections: usize) -> HashSet<i64> {
@@ -32,7 +32,7 @@ async fn load(app: &Arc<App>, account: &Account, n: usize, connections: usize) -
 
 async fn deliveries(app: &App, what: &str, sql: &str, n: i64) {
     let db = postgres(&app.database).await;
-    eventually(what, Duration::from_secs(120), async || {
+    eventually(what, PATIENCE * 3, async || {
         let found = count(&db, sql).await;
         if found == n { Ok(()) } else { Err(format!("{found} of {n}")) }
     })
@@ -44,7 +44,7 @@ async fn stream_is_empty(app: &App) {
     let engine: String = db.query_one("SELECT id FROM engine_state", &[]).await.unwrap().get(0);
     let client = redis::Client::open(eventpulse_testkit::stack().redis_url()).unwrap();
     let mut redis = client.get_multiplexed_async_connection().await.unwrap();
-    eventually("the stream and due are empty", Duration::from_secs(10), async || {
+    eventually("the stream and due are empty", PATIENCE, async || {
         let key = |what| format!("eventpulse:{engine}:{{0}}:{what}");
         let events: i64 = redis::cmd("XLEN").arg(key("events")).query_async(&mut redis).await.unwrap();
         let due: i64 = redis::cmd("ZCARD").arg(key("due")).query_async(&mut redis).await.unwrap();

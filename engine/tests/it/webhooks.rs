@@ -1,7 +1,5 @@
 //! What an account may do with its webhooks, and how soon dispatchers feel it.
 
-use std::time::Duration;
-
 use eventpulse_testkit::{Receiver, eventually, receiver::Reply};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -178,7 +176,7 @@ async fn a_webhook_has_retries_of_its_own() {
     assert_eq!(call(&app, Method::PATCH, &account.key, &path, change).await.0, 200);
     app.send(&account.key, "t", json!(2)).await;
     let db = postgres(&app.database).await;
-    eventually("one attempt, and dead", Duration::from_secs(10), async || {
+    eventually("one attempt, and dead", PATIENCE, async || {
         let dead = count(&db, "SELECT count(*) FROM dlq_entries").await;
         if dead == 1 { Ok(()) } else { Err(format!("{dead}")) }
     })

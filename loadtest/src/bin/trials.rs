@@ -13,14 +13,14 @@ struct Options {
     /// The engine's program.
     #[arg(long)]
     engine: PathBuf,
-    /// Only these of: failing, recovery, fanout, minute, hung, registered, idle, peers, node, filter, neighbours, wiped.
+    /// Only these of: failing, recovery, fanout, minute, hung, registered, idle, peers, node, filter, neighbours, wiped, outage.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Events (failing), webhooks (fanout, registered), rows (minute, hung), connections (idle) or settled events (wiped), in place of the
-    /// real size.
+    /// real size; events a second (outage).
     #[arg(long)]
     size: Option<u64>,
-    /// Seconds of the outage (recovery), or of the load (all others but failing and minute), in place of the usual.
+    /// Seconds of the outage (recovery, outage), or of the load (all others but failing and minute), in place of the usual.
     #[arg(long)]
     seconds: Option<u64>,
     /// A module to run (filter), in place of the trial's own.
