@@ -27,7 +27,10 @@ async fn until_all_end(database: &str, dispatcher: &AtomicI32) -> usize {
         let mut command = serve(database, "--role dispatcher");
         command.env("EVENTPULSE_DISPATCH__DEAD_AFTER", "2s").env("EVENTPULSE_DISPATCH__BEAT", "200ms");
         // Leases end soon.
-        command.env("EVENTPULSE_DISPATCH__MARGIN", "2s").env("EVENTPULSE_DELIVER__TIMEOUT", "1s");
+        command.env("EVENTPULSE_DISPATCH__MARGIN", "2s");
+        command.env("EVENTPULSE_DELIVER__TIMEOUT", "1s").env("EVENTPULSE_DELIVER__CONNECT_TIMEOUT", "1s");
+        // And nothing expires while processes die.
+        command.env("EVENTPULSE_RETRY__SCHEDULE", "200ms,200ms,200ms,5m");
         let mut process = Process::spawn(command);
         dispatcher.store(process.id(), Relaxed);
         let all = eventually("all end or the process does", PATIENCE, async || {
