@@ -10,10 +10,11 @@ use super::SpanId;
 /// Whether a trace is among the `ratio` of all that are exported, by its id alone: the last seven bytes, which level 2 of the
 /// standard wants to be random, against a threshold. So everybody with the same ratio says the same of a trace.
 pub(super) fn is_chosen(id: &[u8; 16], ratio: f64) -> bool {
-    const ALL: f64 = (1u64 << 56) as f64;
+    const ALL: u64 = 1 << 56;
     let mut low = [0; 8];
     low[1..].copy_from_slice(&id[9..]);
-    u64::from_be_bytes(low) as f64 >= (1.0 - ratio) * ALL
+    // As a whole number: rounded to a float, the highest ids would be chosen at any ratio.
+    u64::from_be_bytes(low) >= ((1.0 - ratio) * ALL as f64) as u64
 }
 
 /// Events a second whose spans are exported, whoever asked for it.
