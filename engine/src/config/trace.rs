@@ -68,7 +68,9 @@ impl Trace {
         };
         pairs
             .map(|pair| {
-                read(pair).ok_or("trace.headers must be such as authorization=Bearer abc,x-team=a".to_owned())
+                read(pair).ok_or_else(|| {
+                    "trace.headers must be such as authorization=Bearer abc,x-team=a".to_owned()
+                })
             })
             .collect()
     }

@@ -7,9 +7,11 @@ use eventpulse_testkit::{
     eventually,
     receiver::Reply,
 };
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
 
-use crate::harness::{Account, App, PATIENCE, config, count, database, postgres};
+use crate::harness::{Account, App, PATIENCE, certificates::Authority, config, count, database, postgres};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
@@ -292,5 +294,57 @@ async fn an_export_is_tried_again_unless_the_collector_refuses_it() {
         requests.iter().all(|r| r.headers["authorization"] == "Bearer one" && r.headers["x-team"] == "a")
     );
     assert_eq!(requests[0].body, requests[1].body, "the same spans");
+    app.stop().await;
+}
+
+/// Gives the port of a TLS server for `localhost` in front of a collector.
+async fn behind_tls(collector: &Receiver, authority: &Authority) -> u16 {
+    let (certificate, key) = authority.issue("localhost", 7);
+    let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).expect("a certificate")];
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("a key");
+    let config = rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_safe_default_protocol_versions()
+        .and_then(|config| config.with_no_client_auth().with_single_cert(chain, key))
+        .expect("a pair");
+    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let (port, behind) = (listener.local_addr().expect("bound").port(), collector.addr());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            // Who does not trust the certificate goes away here.
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let mut collector = TcpStream::connect(behind).await.expect("the collector listens");
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut stream, &mut collector).await });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_collector_behind_tls_gets_spans_only_when_its_certificate_is_trusted() {
+    let (collector, receiver) = (Receiver::start().await, Receiver::start().await);
+    let authority = Authority::new();
+    let endpoint = format!("https://localhost:{}/", behind_tls(&collector, &authority).await);
+    let start = async |hint: &str, roots: String| {
+        let app = App::with(hint, |c| {
+            exporting(c, &collector);
+            c.trace.endpoint.clone_from(&endpoint);
+            c.trace.roots = roots;
+        })
+        .await;
+        let account = app.register(&receiver.url("/")).await;
+        send_one(&app, &account, &sampled()).await;
+        app
+    };
+    let app = start("trace-untrusted", String::new()).await;
+    eventually("the export fails", PATIENCE, async || {
+        let failures = app.metric("eventpulse_trace_export_failures_total");
+        if failures > 0.0 { Ok(()) } else { Err("it did not".to_owned()) }
+    })
+    .await;
+    app.stop().await;
+    assert_eq!(collector.count(), 0);
+    let app = start("trace-trusted", authority.file()).await;
+    exported(&collector, 3).await;
     app.stop().await;
 }
