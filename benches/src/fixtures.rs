@@ -64,6 +64,7 @@ pub fn event(id: i64, bytes: usize) -> Event {
         kind: draft.kind,
         payload: draft.payload,
         created_at: Timestamp(1_767_225_600_123),
+        trace: None,
     }
 }
 

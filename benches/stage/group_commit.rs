@@ -64,6 +64,7 @@ fn insert(events: usize, bytes: usize) -> Insert {
         accounts: vec![event.account.0; events],
         kinds: vec![event.kind; events],
         payloads: (0..events).map(|_| Text(event.payload.clone())).collect(),
+        traces: Vec::new(),
     }
 }
 

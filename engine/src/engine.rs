@@ -32,6 +32,7 @@ use crate::{
         migrate::{self, Identity},
     },
     stream::{self, Producer, Redis, consumer::Claims, epoch::Epochs},
+    trace::Tracer,
     transform::{self, Host},
 };
 
@@ -184,6 +185,7 @@ struct Common {
     stopping: watch::Receiver<bool>,
     ring: Option<Arc<Ring>>,
     transforms: Arc<Host>,
+    tracer: Tracer,
     seal: Seal,
     metrics: Arc<Metrics>,
 }
@@ -249,7 +251,10 @@ async fn run(
         return Err(error.into());
     }
     let instance = store.join(roles.name()).await?;
+    let (tracer, exporter) =
+        Tracer::open(&config.trace, instance, &metrics).map_err(|problem| config::Error(vec![problem]))?;
     let common = Common {
+        tracer,
         ring: (roles == Roles::Both)
             .then(|| Arc::new(Ring::new(config.ingest.ring_events_max, config.ingest.ring_bytes_max))),
         keys,
@@ -266,7 +271,10 @@ async fn run(
     };
     let (stream, producer) = Producer::new(common.keys.clone(), config.stream.unsent_max, metrics.clone());
     let keeper_stop = watch::Sender::new(false);
-    let background = background::start(&common, &store, &stream, roles, &keeper_stop)?;
+    let mut background = background::start(&common, &store, &stream, roles, &keeper_stop)?;
+    if let Some(exporter) = exporter {
+        background.push(("traces", tokio::spawn(exporter.run(keeper_stop.subscribe()))));
+    }
 
     // The producer runs beside the batcher where there is one.
     let (api_stop, dispatch_stop) = (watch::Sender::new(false), watch::Sender::new(false));

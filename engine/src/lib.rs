@@ -26,6 +26,7 @@ pub mod retry;
 pub mod settle;
 pub mod store;
 pub mod stream;
+pub mod trace;
 pub mod transform;
 
 /// Ends when the engine is to stop, or when there is nobody left to say so.

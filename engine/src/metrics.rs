@@ -240,6 +240,12 @@ catalogue! {
         oldest_undelivered: Gauge "eventpulse_recover_oldest_undelivered_seconds" "Age of the oldest event that is owed or not yet swept; NaN while Postgres cannot be asked.";
         owed: Gauge "eventpulse_sweep_batches_owed" "Batches not yet accounted for, at the last sweep.";
     }
+    Trace "Spans for a collector." {
+        exported: Counter "eventpulse_trace_spans_exported_total" "Spans that the collector took.";
+        dropped: Counter "eventpulse_trace_spans_dropped_total" "Spans that were not exported: the queue was full, or the collector away for too long.";
+        failures: Counter "eventpulse_trace_export_failures_total" "Exports that failed, each try for itself.";
+        refused: Counter "eventpulse_trace_events_refused_total" "Sampled events without spans because of trace.events_per_second_max.";
+    }
 }
 
 /// One worker's part of a gauge that shows what all of them have together.
@@ -282,6 +288,7 @@ pub struct Metrics {
     pub replay: Replay,
     pub webhooks: Webhooks,
     pub recover: Recover,
+    pub trace: Trace,
     /// Random: no two engines have the same.
     pub process: u64,
     handle: PrometheusHandle,
@@ -312,6 +319,7 @@ impl Metrics {
                 replay: Replay::new(),
                 webhooks: Webhooks::new(),
                 recover: Recover::new(),
+                trace: Trace::new(),
                 // Without randomness an engine does not get as far as to serve.
                 process: getrandom::u64().unwrap_or_default(),
                 handle,

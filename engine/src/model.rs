@@ -1,5 +1,7 @@
 //! What crosses stages: ids, events, webhooks and times. No logic beyond their own form.
 
+mod trace;
+
 use std::{
     fmt,
     sync::Arc,
@@ -8,6 +10,8 @@ use std::{
 
 use bytes::Bytes;
 use serde::{Serialize, Serializer};
+
+pub use self::trace::{RANDOM, SAMPLED, Trace, Traced};
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -155,6 +159,8 @@ pub struct Event {
     pub kind: Box<str>,
     pub payload: Bytes,
     pub created_at: Timestamp,
+    /// Boxed, because few have one.
+    pub trace: Option<Box<Trace>>,
 }
 
 impl Event {

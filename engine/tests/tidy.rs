@@ -17,6 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("stream", &[]),
     ("ingest", &["store", "stream"]),
     ("lane", &[]),
+    ("trace", &[]),
     ("transform", &[]),
     // What was uploaded is compiled for its row.
     ("compile", &["store", "transform"]),
@@ -25,13 +26,24 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("settle", &["store", "stream"]),
     ("retry", &["store", "stream"]),
     ("recover", &["store", "stream"]),
-    ("dispatch", &["deliver", "ingest", "lane", "retry", "settle", "store", "stream", "transform"]),
+    ("dispatch", &["deliver", "ingest", "lane", "retry", "settle", "store", "stream", "trace", "transform"]),
     // It checks URLs and makes secrets, and a test of a webhook is a call without a dispatcher. A new round ends by the
     // schedule's arithmetic.
-    ("http", &["compile", "deliver", "ingest", "retry", "store", "stream", "transform"]),
+    ("http", &["compile", "deliver", "ingest", "retry", "store", "stream", "trace", "transform"]),
     (
         "engine",
-        &["compile", "dispatch", "http", "ingest", "recover", "retry", "store", "stream", "transform"],
+        &[
+            "compile",
+            "dispatch",
+            "http",
+            "ingest",
+            "recover",
+            "retry",
+            "store",
+            "stream",
+            "trace",
+            "transform",
+        ],
     ),
     ("dev", &["deliver", "engine", "store"]),
     // Whatever reads what comes from outside.

@@ -50,6 +50,7 @@ fn many_calls_take_no_more_memory_than_few() {
                 kind: "order.created".into(),
                 payload: Bytes::from(format!(r#"{{"n":{n},"text":"{}"}}"#, "x".repeat(800))),
                 created_at: Timestamp(0),
+                trace: None,
             };
             let module = &modules[usize::try_from(n % 4).expect("small")];
             // Each has a webhook of its own each time, as many as there can be of them.

@@ -116,6 +116,9 @@ fn set_field(table: &mut Table, path: &str, text: &str) -> Result<(), String> {
             .parse()
             .map(Value::Integer)
             .map_err(|_| format!("{text:?} is no whole number"))?,
+        Value::Float(_) => {
+            text.parse().map(Value::Float).map_err(|_| format!("{text:?} is no number such as 0.25"))?
+        }
         Value::Boolean(_) => match text.to_ascii_lowercase().as_str() {
             "true" | "1" | "yes" | "on" => Value::Boolean(true),
             "false" | "0" | "no" | "off" | "" => Value::Boolean(false),

@@ -45,8 +45,12 @@ macro_rules! section {
 
 // Behind the macro, which it uses.
 mod edge;
+mod trace;
 
-pub use self::edge::{Admin, Gateway, Shutdown, Targets};
+pub use self::{
+    edge::{Admin, Gateway, Shutdown, Targets},
+    trace::Trace,
+};
 
 /// Workers of one process.
 const WORKERS_MAX: usize = 16;
@@ -79,6 +83,7 @@ section!(
         webhooks: Webhooks = Webhooks::default(),
         recover: Recover = Recover::default(),
         shutdown: Shutdown = Shutdown::default(),
+        trace: Trace = Trace::default(),
         log: Log = Log::default(),
     }
 );

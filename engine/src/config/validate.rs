@@ -174,6 +174,9 @@ impl Config {
         if let Err(problem) = roots::read(&self.deliver.extra_roots) {
             need(false, &format!("deliver.extra_roots {problem}"));
         }
+        for problem in self.trace.problems() {
+            need(false, &problem);
+        }
         if let Err(problem) = roots::read(&self.stream.roots) {
             need(false, &format!("stream.roots {problem}"));
         }

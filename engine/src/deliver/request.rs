@@ -63,6 +63,11 @@ impl Target {
         })
     }
 
+    /// Of its endpoint.
+    pub fn host(&self) -> Option<&str> {
+        self.uri.host()
+    }
+
     /// The id that stays the same over all attempts of this delivery, and is unique even if a restored
     /// database hands an event id out again.
     fn delivery_id(&self, event: &Event) -> String {
@@ -91,6 +96,7 @@ impl Target {
             kind: "eventpulse.test".into(),
             payload: payload.into(),
             created_at: now,
+            trace: None,
         };
         let id = format!("test_{}_{}", now.0, self.webhook.id);
         let body = Content::Original.body(&event);
@@ -166,6 +172,7 @@ mod tests {
             kind: kind.into(),
             payload: Bytes::from_static(payload),
             created_at: Timestamp(1_704_067_200_123),
+            trace: None,
         }
     }
 

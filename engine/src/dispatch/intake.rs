@@ -13,7 +13,7 @@ use super::{
     budget::{Ask, Bytes, Refusal},
     parking,
     registry::Webhooks,
-    work,
+    spans, work,
 };
 use crate::{
     deliver::Target,
@@ -185,6 +185,7 @@ impl Intake {
     ) -> bool {
         let context = &self.context;
         let open = Arc::new(Open::new(entry.id.clone(), entry.span.first.0, term));
+        spans::taken(&context.tracer, &owed.batch);
         let missing = usize::try_from(entry.span.n).unwrap_or(0).saturating_sub(owed.batch.events.len());
         context.metrics.dispatch.orphans.increment(missing as u64);
         let mut unmatched = 0;

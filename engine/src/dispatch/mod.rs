@@ -17,6 +17,7 @@ mod poison;
 mod registry;
 mod retries;
 mod shelf;
+mod spans;
 mod tally;
 mod transforms;
 mod watch;
@@ -60,6 +61,7 @@ use crate::{
         consumer::{Claims, Reader},
         due::Due,
     },
+    trace::Tracer,
     transform::Host,
 };
 
@@ -111,6 +113,7 @@ struct Context {
     peers: AtomicUsize,
     lanes: Lanes<Delivery>,
     client: Client,
+    tracer: Tracer,
     transforms: Transforms,
     recorder: settle::Handle<Permit>,
     policy: Policy,
@@ -136,6 +139,7 @@ struct Context {
 struct Made {
     store: Store,
     transforms: Arc<Host>,
+    tracer: Tracer,
     breakers: Breakers,
     recorder: settle::Handle<Permit>,
     opened: Opened,
@@ -169,6 +173,7 @@ pub struct Parts {
     pub ring: Option<Arc<Ring>>,
     /// One for the whole process.
     pub transforms: Arc<Host>,
+    pub tracer: Tracer,
     pub metrics: Arc<Metrics>,
 }
 
@@ -189,8 +194,20 @@ impl Dispatcher {
     /// # Errors
     /// When the Redis URL or a setting of the client cannot be used. An absent Redis is waited for.
     pub fn start(parts: Parts, stop: signal::Receiver<bool>) -> Result<Dispatcher, Error> {
-        let Parts { config, store, redis, keys, gate, stream, instance, worker, ring, transforms, metrics } =
-            parts;
+        let Parts {
+            config,
+            store,
+            redis,
+            keys,
+            gate,
+            stream,
+            instance,
+            worker,
+            ring,
+            transforms,
+            tracer,
+            metrics,
+        } = parts;
         let opened = Opened::default();
         let closing = opened.clone();
         let (recorder, recorder_loop) = Recorder::new(settle::Parts {
@@ -207,6 +224,7 @@ impl Dispatcher {
         let made = Made {
             store: store.clone(),
             transforms,
+            tracer,
             breakers,
             recorder,
             opened,
@@ -308,11 +326,13 @@ impl Dispatcher {
 
 impl Context {
     fn new(config: &Arc<Config>, made: Made) -> Result<Context, config::Error> {
-        let Made { store, transforms, breakers, recorder, opened, gate, stream, instance, metrics } = made;
+        let Made { store, transforms, tracer, breakers, recorder, opened, gate, stream, instance, metrics } =
+            made;
         let (dispatch, deliver) = (&config.dispatch, &config.deliver);
         Ok(Context {
             registry: Registry::new(store.clone()),
             transforms: Transforms::new(transforms, store.clone()),
+            tracer,
             breakers,
             peers: AtomicUsize::new(1),
             store,

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{
     Context, Delivery, latency,
     parking::{later, park, shelve, turn_away},
-    shelf,
+    shelf, spans,
     transforms::{self, Shaped},
 };
 use crate::{
@@ -175,7 +175,8 @@ async fn send(
     let timeout = delivery.target.webhook.own.timeout.unwrap_or(context.config.deliver.timeout);
     let (tried, now) = (delivery.tried, Timestamp::now());
     let request = delivery.target.request(&delivery.event, tried, now, &content, sent.body.clone());
-    let Some(request) = request else { return unsigned(context, delivery).await };
+    let Some(mut request) = request else { return unsigned(context, delivery).await };
+    let span = spans::begin(&context.tracer, &delivery.event, &mut request);
     let call = context.client.call(request, timeout);
     let done = held(context, &mut delivery, hold_over, Some(&sent), call).await;
     failpoint::hit("replied");
@@ -189,6 +190,9 @@ async fn send(
     let outcome = meaning(&verdict);
     let disabled = matches!(verdict, Verdict::Gone(_)) && disable(context, &delivery).await;
     let record = record(context, &delivery, verdict, disabled, Some(&sent));
+    if let Some(span) = span {
+        spans::end(context, span, &delivery, &record);
+    }
     settle(context, delivery, record).await;
     outcome
 }

@@ -80,6 +80,7 @@ impl Api {
             dry_runs: http::Turns::dry_runs(metrics),
             readiness: common.readiness("api-gateway", false)?,
             policy: Policy::new(&config.retry, config.deliver.timeout),
+            tracer: common.tracer.clone(),
             metrics: metrics.clone(),
         };
         let later = watch::Sender::new(false);

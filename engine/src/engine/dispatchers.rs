@@ -81,6 +81,7 @@ fn parts(
         worker,
         ring: common.ring.clone(),
         transforms: common.transforms.clone(),
+        tracer: common.tracer.clone(),
         metrics: common.metrics.clone(),
     })
 }

@@ -7,7 +7,7 @@ use super::{
     asked::Asked,
     body, query,
     reply::{self, Body},
-    whole,
+    traces, whole,
 };
 use crate::{
     ingest::{self, Draft},
@@ -19,18 +19,21 @@ pub(super) async fn send(
     connection: &Connection,
     request: &mut Request<Incoming>,
 ) -> Result<Response<Body>, ApiError> {
+    let mut traced = traces::begin(&gateway.tracer, request.headers());
     let owner = gateway.owner(request.headers()).await?;
     let asked = Asked::of(request.headers())?;
     if asked.key.is_some() {
         // Boxed, because every request carries this future and few need it.
-        return Box::pin(whole::send_one(gateway, connection, request, owner.account, &asked)).await;
+        return Box::pin(whole::send_one(gateway, connection, request, owner.account, &asked, traced)).await;
     }
     let body = body::read_json(request, gateway.limits(owner.account)).await?;
     let draft = Draft::parse(&body.bytes)?;
     let (kind, payload) = (draft.kind.clone(), draft.payload.clone());
     // A full queue may hold one batch that takes its whole time before ours does.
     let patience = gateway.config.ingest.commit_timeout * 2;
-    let receipt = match tokio::time::timeout(patience, gateway.queue.submit(owner.account, draft)).await {
+    let trace = traces::decide(&mut traced, &gateway.tracer, 1).map(|traced| Box::new(traced.of(0)));
+    let submitted = gateway.queue.submit(owner.account, draft, trace);
+    let receipt = match tokio::time::timeout(patience, submitted).await {
         Ok(Ok(receipt)) => receipt,
         Ok(Err(error)) => {
             connection.refuse(owner.account, &error).await;
@@ -38,6 +41,9 @@ pub(super) async fn send(
         }
         Err(_) => return Err(ingest::Error::Late.into()),
     };
+    if let Some(traced) = traced {
+        traced.committed(&gateway.tracer, receipt.id, 1);
+    }
     let payload = (!asked.minimal).then_some(&payload[..]);
     let mut out = Vec::with_capacity(payload.map_or(0, <[u8]>::len) + kind.len() + 128);
     out.extend_from_slice(b"{\"ok\":true,\"event\":");

@@ -21,6 +21,7 @@ use crate::{
     retry::schedule::Policy,
     store::Store,
     stream::{breaker::Breakers, consumer::Claims, due::Due},
+    trace::Tracer,
     transform::Host,
 };
 
@@ -50,6 +51,7 @@ pub struct Gateway {
     pub readiness: Readiness,
     /// How long a new round may take.
     pub policy: Policy,
+    pub tracer: Tracer,
     pub metrics: Arc<Metrics>,
 }
 

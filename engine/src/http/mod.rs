@@ -26,6 +26,7 @@ mod server;
 mod settings;
 mod test_event;
 mod tls;
+mod traces;
 mod transform;
 mod webhooks;
 mod whole;

@@ -10,11 +10,16 @@ use super::{
     asked::Asked,
     body::{self, Body as Read},
     reply::{self, Body},
+    traces,
 };
 use crate::{
     ingest::{self, Load, Most, Receipts},
     model::AccountId,
+    trace,
 };
+
+/// None for a request that has no trace.
+type Traced = Option<Box<trace::Request>>;
 
 /// Bodies from this size on are read on a thread beside: parsing and hashing 16 MiB takes tens of milliseconds, for
 /// which no other request would be answered.
@@ -27,11 +32,14 @@ pub(super) async fn send_one(
     request: &mut Request<Incoming>,
     account: AccountId,
     asked: &Asked,
+    traced: Traced,
 ) -> Result<Response<Body>, ApiError> {
     body::needs_json(request.headers())?;
     let read = body::read(request, gateway.limits(account)).await?;
-    let (load, receipts) =
-        submit(gateway, connection, account, asked, read, |read| Load::one(read.bytes, read.permit)).await?;
+    let (load, receipts) = submit(gateway, connection, account, (asked, traced), read, |read| {
+        Load::one(read.bytes, read.permit)
+    })
+    .await?;
     let replayed = receipts.replayed;
     Ok(created(answer::single(load, &receipts, asked.minimal), asked, replayed))
 }
@@ -42,6 +50,7 @@ pub(super) async fn send_many(
     connection: &Connection,
     request: &mut Request<Incoming>,
 ) -> Result<Response<Body>, ApiError> {
+    let traced = traces::begin(&gateway.tracer, request.headers());
     let owner = gateway.owner(request.headers()).await?;
     let asked = Asked::of(request.headers())?;
     let format = body::format(request.headers())?;
@@ -50,7 +59,7 @@ pub(super) async fn send_many(
     let limits = body::Limits { max: config.ingest.bulk_bytes_max, ..gateway.limits(owner.account) };
     let read = body::read(request, limits).await?;
     let parse = move |read: Read| Load::many(read.bytes, read.permit, format, most);
-    let (load, receipts) = submit(gateway, connection, owner.account, &asked, read, parse).await?;
+    let (load, receipts) = submit(gateway, connection, owner.account, (&asked, traced), read, parse).await?;
     let replayed = receipts.replayed;
     Ok(created(Answer::body(load, receipts, asked.minimal), &asked, replayed))
 }
@@ -65,7 +74,7 @@ async fn submit(
     gateway: &Gateway,
     connection: &Connection,
     account: AccountId,
-    asked: &Asked,
+    (asked, mut traced): (&Asked, Traced),
     read: Read,
     parse: impl FnOnce(Read) -> Result<Load, ingest::Invalid> + Send + 'static,
 ) -> Result<(Arc<Load>, Receipts), ApiError> {
@@ -85,7 +94,8 @@ async fn submit(
     };
     // A full queue may hold one transaction that takes its whole time before ours does.
     let patience = gateway.config.ingest.commit_timeout * 2;
-    let submitted = gateway.counter.submit(account, load.clone(), key);
+    let trace = traces::decide(&mut traced, &gateway.tracer, load.len());
+    let submitted = gateway.counter.submit(account, load.clone(), key, trace);
     let receipts = match tokio::time::timeout(patience, submitted).await {
         Ok(Ok(receipts)) => receipts,
         Ok(Err(error)) => {
@@ -94,5 +104,11 @@ async fn submit(
         }
         Err(_) => return Err(ingest::Error::Late.into()),
     };
+    // What was sent before belongs to the trace of that request.
+    if let Some(traced) = traced
+        && !receipts.replayed
+    {
+        traced.committed(&gateway.tracer, receipts.id(0), load.len());
+    }
     Ok((load, receipts))
 }

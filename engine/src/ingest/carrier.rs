@@ -11,7 +11,7 @@ use super::{
     commit::pause,
 };
 use crate::{
-    model::{AccountId, Batch, Event, EventId, Span, Timestamp},
+    model::{AccountId, Batch, Event, EventId, Span, Timestamp, Traced},
     store::{
         self, Fault, Link,
         events::BLOCK,
@@ -350,13 +350,15 @@ impl Carrier {
 struct Sent {
     account: AccountId,
     load: Arc<Load>,
+    trace: Option<Traced>,
     /// By first id and number of events.
     batches: Vec<(i64, i32)>,
 }
 
 impl Sent {
     fn of(parcel: &Parcel) -> Sent {
-        Sent { account: parcel.account, load: parcel.load.clone(), batches: batches(parcel) }
+        let (account, load, trace) = (parcel.account, parcel.load.clone(), parcel.trace);
+        Sent { account, load, trace, batches: batches(parcel) }
     }
 
     fn event(&self, id: i64, event: usize, at: Timestamp) -> Arc<Event> {
@@ -367,6 +369,7 @@ impl Sent {
             // A copy: a slice would keep the whole request in memory, counted as this payload alone.
             payload: bytes::Bytes::copy_from_slice(self.load.payload(event)),
             created_at: at,
+            trace: self.trace.map(|traced| Box::new(traced.of(event))),
         })
     }
 }

@@ -8,7 +8,7 @@ use super::{Error, Pending, Receipt, Ring, batch::Ids, queue::Item};
 use crate::{
     failpoint,
     metrics::Metrics,
-    model::{AccountId, Batch, Event, EventId, Span},
+    model::{Batch, Event, EventId, Span, Trace},
     store::{
         self, Address, Fault, Link, Text,
         events::{Committed, Insert},
@@ -48,6 +48,7 @@ impl Group {
             accounts: waiting.iter().map(|p| p.account.0).collect(),
             kinds: waiting.iter().map(|p| p.kind.clone()).collect(),
             payloads: waiting.iter().map(|p| Text(p.payload.clone())).collect(),
+            traces: traces(&waiting),
         };
         Group { insert, waiting }
     }
@@ -63,6 +64,14 @@ impl Group {
             pending.refuse(error.clone());
         }
     }
+}
+
+/// None at all when no event has one.
+fn traces(waiting: &[Pending]) -> Vec<Option<Trace>> {
+    if waiting.iter().all(|p| p.trace.is_none()) {
+        return Vec::new();
+    }
+    waiting.iter().map(|p| p.trace.as_deref().copied()).collect()
 }
 
 /// A group that is committed and not yet answered.
@@ -82,7 +91,9 @@ impl Commits {
             let receipt = Receipt { id: EventId(id), created_at: committed.at };
             let _ = pending.answer.send(Ok(receipt));
             if self.ring.is_some() {
-                events.push(event(receipt, pending.account, pending.kind, pending.payload));
+                let Pending { account, kind, payload, trace, .. } = pending;
+                let Receipt { id, created_at } = receipt;
+                events.push(Arc::new(Event { id, account, kind, payload, created_at, trace }));
             }
         }
         self.metrics.ingest.accepted.increment(span.n.unsigned_abs().into());
@@ -206,10 +217,6 @@ impl Committer {
         self.commits.metrics.ingest.commit_seconds.record(start.elapsed().as_secs_f64());
         Ok(committed)
     }
-}
-
-fn event(receipt: Receipt, account: AccountId, kind: Box<str>, payload: bytes::Bytes) -> Arc<Event> {
-    Arc::new(Event { id: receipt.id, account, kind, payload, created_at: receipt.created_at })
 }
 
 /// Between two tries of a batch: short, so that a Postgres restart is noticed, and never past the deadline.

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::{Bounds, Carrier, Commits, Error, Item, Load, Parcel, Queue, Receipts};
 use crate::{
     config::Config,
-    model::AccountId,
+    model::{AccountId, Traced},
     store::parcels::{Key, Way},
 };
 
@@ -69,9 +69,10 @@ impl Counter {
         account: AccountId,
         load: Arc<Load>,
         key: Option<Key>,
+        trace: Option<Traced>,
     ) -> Result<Receipts, Error> {
         let (answer, receipts) = oneshot::channel();
-        let parcel = Parcel { account, load, key, firsts: Vec::new(), answer };
+        let parcel = Parcel { account, load, key, trace, firsts: Vec::new(), answer };
         let small = key.is_some() && parcel.events() <= SMALL_EVENTS && parcel.bytes() <= SMALL_BYTES;
         if small { &self.small } else { &self.bulk }.push(parcel)?;
         receipts.await.unwrap_or(Err(Error::Stopping))

@@ -37,7 +37,7 @@ pub use self::{
     ring::Ring,
 };
 use crate::{
-    model::{AccountId, EventId, Timestamp},
+    model::{AccountId, EventId, Timestamp, Trace},
     store,
 };
 
@@ -74,6 +74,8 @@ pub struct Pending {
     account: AccountId,
     kind: Box<str>,
     payload: Bytes,
+    /// Boxed, because few have one.
+    trace: Option<Box<Trace>>,
     answer: oneshot::Sender<Answer>,
 }
 
@@ -104,9 +106,14 @@ impl Queue<Pending> {
     ///
     /// # Cancel safety
     /// A dropped call leaves the event in the queue: it may be committed all the same.
-    pub async fn submit(&self, account: AccountId, draft: Draft) -> Result<Receipt, Error> {
+    pub async fn submit(
+        &self,
+        account: AccountId,
+        draft: Draft,
+        trace: Option<Box<Trace>>,
+    ) -> Result<Receipt, Error> {
         let (answer, receipt) = oneshot::channel();
-        self.push(Pending { account, kind: draft.kind, payload: draft.payload, answer })?;
+        self.push(Pending { account, kind: draft.kind, payload: draft.payload, trace, answer })?;
         receipt.await.unwrap_or(Err(Error::Stopping))
     }
 }

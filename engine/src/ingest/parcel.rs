@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::{Error, Item, Load};
 use crate::{
-    model::{AccountId, EventId, Timestamp},
+    model::{AccountId, EventId, Timestamp, Trace, Traced},
     store::parcels::{self, Cargo, Key},
 };
 
@@ -33,6 +33,7 @@ pub struct Parcel {
     pub(super) account: AccountId,
     pub(super) load: Arc<Load>,
     pub(super) key: Option<Key>,
+    pub(super) trace: Option<Traced>,
     /// Given once, and kept over every try: an outcome that is not known can be looked up because of it.
     pub(super) firsts: Vec<i64>,
     pub(super) answer: oneshot::Sender<Result<Receipts, Error>>,
@@ -87,6 +88,10 @@ impl Cargo for Parcel {
 
     fn payload(&self, event: usize) -> &[u8] {
         self.load.payload(event)
+    }
+
+    fn trace(&self, event: usize) -> Option<Trace> {
+        self.trace.map(|traced| traced.of(event))
     }
 }
 

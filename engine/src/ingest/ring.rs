@@ -91,6 +91,7 @@ mod tests {
                 kind: "t".into(),
                 payload: Bytes::from_static(b"{}"),
                 created_at: Timestamp(0),
+                trace: None,
             })
         };
         Batch {

@@ -3,20 +3,18 @@
 use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
-use tokio_postgres::Row;
+use tokio_postgres::{Row, types::ToSql};
 
 use super::{Error, Link, Store, Text};
-use crate::model::{AccountId, Batch, Event, EventId, Span, Timestamp, WebhookId};
+use crate::model::{AccountId, Batch, Event, EventId, Span, Timestamp, Trace, WebhookId};
 
 /// Ids a block holds; the sequence counts blocks.
 pub const BLOCK: i64 = 1024;
 
-/// Events and their batch row in one statement: one round trip, one implicit transaction. It also fetches the next
-/// block of ids when asked to.
-///
-/// `created_at` and the configuration version are read by the statement itself, so that no node's clock
-/// and no cache decides which webhooks an event is owed to.
-const COMMIT: &str = "
+macro_rules! commit {
+    ($column:literal, $value:literal, $array:literal, $name:literal) => {
+        concat!(
+            "
 WITH batch AS (
     INSERT INTO batches (first_id, last_id, n, owner, config_version, created_at)
     SELECT $1::bigint, $1::bigint + $5::int - 1, $5::int, $6::bigint, config_version,
@@ -24,11 +22,32 @@ WITH batch AS (
     FROM engine_state
     RETURNING config_version, created_at
 ), inserted AS (
-    INSERT INTO events (id, account_id, type, payload, created_at)
-    SELECT $1::bigint + e.n - 1, e.account, e.type, e.payload, batch.created_at
-    FROM batch, unnest($2::bigint[], $3::text[], $4::text[]) WITH ORDINALITY AS e (account, type, payload, n)
+    INSERT INTO events (id, account_id, type, payload, created_at",
+            $column,
+            ")
+    SELECT $1::bigint + e.n - 1, e.account, e.type, e.payload, batch.created_at",
+            $value,
+            "
+    FROM batch, unnest($2::bigint[], $3::text[], $4::text[]",
+            $array,
+            ") WITH ORDINALITY AS e (account, type, payload",
+            $name,
+            ", n)
 )
-SELECT config_version, created_at, CASE WHEN $7 THEN nextval('event_id_blocks') END FROM batch";
+SELECT config_version, created_at, CASE WHEN $7 THEN nextval('event_id_blocks') END FROM batch"
+        )
+    };
+}
+
+/// Events and their batch row in one statement: one round trip, one implicit transaction. It also fetches the next
+/// block of ids when asked to.
+///
+/// `created_at` and the configuration version are read by the statement itself, so that no node's clock
+/// and no cache decides which webhooks an event is owed to.
+const COMMIT: &str = commit!("", "", "", "");
+
+/// Likewise, where some event has a trace: other batches do not pay for the array.
+const COMMIT_TRACED: &str = commit!(", trace", ", e.trace", ", $8::bytea[]", ", trace");
 
 const LOOK_UP: &str = "SELECT config_version, created_at, NULL::bigint FROM batches
     WHERE first_id = $1 AND n = $2 AND owner = $3";
@@ -44,6 +63,8 @@ pub struct Insert {
     pub accounts: Vec<i64>,
     pub kinds: Vec<Box<str>>,
     pub payloads: Vec<Text>,
+    /// Empty when no event has one.
+    pub traces: Vec<Option<Trace>>,
 }
 
 impl Insert {
@@ -63,6 +84,7 @@ impl Insert {
             accounts: self.accounts.split_off(at),
             kinds: self.kinds.split_off(at),
             payloads: self.payloads.split_off(at),
+            traces: self.traces.split_off(at.min(self.traces.len())),
         }
     }
 }
@@ -95,20 +117,20 @@ impl Link {
         owner: i64,
         want_block: bool,
     ) -> Result<Committed, Error> {
-        let rows = self
-            .query(
-                COMMIT,
-                &[
-                    &insert.first,
-                    &insert.accounts,
-                    &insert.kinds,
-                    &insert.payloads,
-                    &insert.len(),
-                    &owner,
-                    &want_block,
-                ],
-            )
-            .await?;
+        let n = insert.len();
+        let params: [&(dyn ToSql + Sync); 8] = [
+            &insert.first,
+            &insert.accounts,
+            &insert.kinds,
+            &insert.payloads,
+            &n,
+            &owner,
+            &want_block,
+            &insert.traces,
+        ];
+        let (sql, params) =
+            if insert.traces.is_empty() { (COMMIT, &params[..7]) } else { (COMMIT_TRACED, &params[..]) };
+        let rows = self.query(sql, params).await?;
         let committed = rows.first().map(Committed::from_row).ok_or(Error::NotMigrated)?;
         if let Some(block) = committed.block {
             self.history().note(block);
@@ -140,7 +162,7 @@ impl Link {
 /// Payload bytes after which a page of events ends.
 pub const PAGE_BYTES: i64 = 1 << 20;
 
-const RANGES: &str = "SELECT e.id, e.account_id, e.type, e.payload, e.created_at
+const RANGES: &str = "SELECT e.id, e.account_id, e.type, e.payload, e.created_at, e.trace
     FROM unnest($1::bigint[], $2::bigint[]) AS r (first, last)
     CROSS JOIN LATERAL (SELECT * FROM events WHERE id BETWEEN r.first AND r.last ORDER BY id) AS e";
 
@@ -151,7 +173,17 @@ fn event(row: &Row) -> Event {
         kind: row.get(2),
         payload: row.get::<_, Text>(3).0,
         created_at: row.get(4),
+        trace: None,
     }
+}
+
+/// As [`event`], with the trace in column 5, for those who deliver it.
+fn traced(row: &Row) -> Event {
+    Event { trace: trace(row, 5), ..event(row) }
+}
+
+pub(super) fn trace(row: &Row, column: usize) -> Option<Box<Trace>> {
+    row.get::<_, Option<&[u8]>>(column).and_then(Trace::from_stored).map(Box::new)
 }
 
 impl Store {
@@ -165,7 +197,7 @@ impl Store {
         let mut found: HashMap<i64, Arc<Event>> = rows
             .iter()
             .map(|row| {
-                let event = event(row);
+                let event = traced(row);
                 (event.id.0, Arc::new(event))
             })
             .collect();
@@ -182,10 +214,10 @@ impl Store {
     pub async fn events_of(&self, ids: &[EventId]) -> Result<HashMap<EventId, Arc<Event>>, Error> {
         let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
         let client = self.client().await?;
-        let sql = "SELECT id, account_id, type, payload, created_at FROM events WHERE id = ANY ($1)";
+        let sql = "SELECT id, account_id, type, payload, created_at, trace FROM events WHERE id = ANY ($1)";
         let statement = client.prepare_cached(sql).await?;
         let rows = client.query(&statement, &[&ids]).await?;
-        Ok(rows.iter().map(|row| (row.get(0), Arc::new(event(row)))).collect())
+        Ok(rows.iter().map(|row| (row.get(0), Arc::new(traced(row)))).collect())
     }
 
     /// Ids, accounts and types of a batch, without payloads, for the sweep.

@@ -11,7 +11,7 @@ use futures_util::SinkExt;
 use tokio_postgres::{Client, Row, Statement, types::ToSql};
 
 use super::{Error, Fault, Link, Store, copy, events::BLOCK, types::Utf8};
-use crate::model::{AccountId, Timestamp};
+use crate::model::{AccountId, Timestamp, Trace};
 
 /// Read by the transaction itself, like those of the group commit: no node's clock and no cache decides which
 /// webhooks an event is owed to.
@@ -35,18 +35,36 @@ INSERT INTO batches (first_id, last_id, n, owner, config_version, created_at)
 SELECT b.first, b.first + b.n - 1, b.n, $3::bigint, $4::bigint, $5::timestamptz
 FROM unnest($1::bigint[], $2::int[]) AS b (first, n)";
 
-/// As [`BATCHES`], with the events.
-const ROWS: &str = "
+macro_rules! rows {
+    ($column:literal, $value:literal, $array:literal, $name:literal) => {
+        concat!(
+            "
 WITH inserted AS (
-    INSERT INTO events (id, account_id, type, payload, created_at)
-    SELECT e.id, e.account, e.type, e.payload, $5::timestamptz
-    FROM unnest($6::bigint[], $7::bigint[], $8::text[], $9::text[]) AS e (id, account, type, payload)
+    INSERT INTO events (id, account_id, type, payload, created_at",
+            $column,
+            ")
+    SELECT e.id, e.account, e.type, e.payload, $5::timestamptz",
+            $value,
+            "
+    FROM unnest($6::bigint[], $7::bigint[], $8::text[], $9::text[]",
+            $array,
+            ") AS e (id, account, type, payload",
+            $name,
+            ")
 )
 INSERT INTO batches (first_id, last_id, n, owner, config_version, created_at)
 SELECT b.first, b.first + b.n - 1, b.n, $3::bigint, $4::bigint, $5::timestamptz
-FROM unnest($1::bigint[], $2::int[]) AS b (first, n)";
+FROM unnest($1::bigint[], $2::int[]) AS b (first, n)"
+        )
+    };
+}
+
+/// As [`BATCHES`], with the events; and where some event has a trace.
+const ROWS: &str = rows!("", "", "", "");
+const ROWS_TRACED: &str = rows!(", trace", ", e.trace", ", $10::bytea[]", ", trace");
 
 const COPY: &str = "COPY events (id, account_id, type, payload, created_at) FROM STDIN BINARY";
+const COPY_TRACED: &str = "COPY events (id, account_id, type, payload, created_at, trace) FROM STDIN BINARY";
 
 const FIRST_ANSWERS: &str = "
 SELECT k.account_id, k.key_hash, k.body_hash, k.firsts, k.n, k.event_created_at
@@ -70,6 +88,8 @@ pub trait Cargo: Sync {
     fn firsts(&self) -> &[i64];
     fn kind(&self, event: usize) -> &str;
     fn payload(&self, event: usize) -> &[u8];
+    /// None for all when it is none for the first.
+    fn trace(&self, event: usize) -> Option<Trace>;
 }
 
 /// The id of an event by its place in the request: all runs of consecutive ids but the last have as many as a block
@@ -148,7 +168,7 @@ pub struct FirstAnswer {
 impl Link {
     /// Makes ready for the first transaction of parcels.
     pub async fn warm_carry(&mut self, way: Way) -> Result<(), Error> {
-        self.session([STATE, CLAIM, way.last(), COPY]).await?;
+        self.session([STATE, CLAIM, way.last(false), COPY]).await?;
         self.warm(FIRST_ANSWERS).await
     }
 
@@ -183,7 +203,10 @@ impl Link {
         want_block: bool,
         doubt: &mut Option<Carried>,
     ) -> Result<Carried, Error> {
-        let (client, [state, claim, last, copy]) = self.session([STATE, CLAIM, way.last(), COPY]).await?;
+        let traced = cargo.iter().any(|c| c.trace(0).is_some());
+        let copy = if traced { COPY_TRACED } else { COPY };
+        let (client, [state, claim, last, copy]) =
+            self.session([STATE, CLAIM, way.last(traced), copy]).await?;
         let params: &[&(dyn ToSql + Sync)] = &[&want_block];
         let (begun, state) =
             tokio::join!(biased; client.batch_execute("BEGIN"), client.query(&state, params));
@@ -206,14 +229,14 @@ impl Link {
             return Ok(carried);
         }
         if way == Way::Copy {
-            copy_events(client, &copy, &chosen, carried.at).await?;
+            copy_events(client, &copy, &chosen, carried.at, traced).await?;
         }
         let (firsts, counts): (Vec<i64>, Vec<i32>) = chosen.iter().flat_map(|c| batches(*c)).unzip();
         let columns = Columns::of(if way == Way::Statement { &chosen } else { &[] });
         let mut params: Vec<&(dyn ToSql + Sync)> =
             vec![&firsts, &counts, &owner, &carried.version, &carried.at];
         if way == Way::Statement {
-            params.extend(columns.params());
+            params.extend(&columns.params()[..if traced { 5 } else { 4 }]);
         }
         *doubt = Some(carried.clone());
         let (inserted, committed) = tokio::join!(
@@ -273,8 +296,9 @@ impl Link {
 }
 
 impl Way {
-    fn last(self) -> &'static str {
+    fn last(self, traced: bool) -> &'static str {
         match self {
+            Way::Statement if traced => ROWS_TRACED,
             Way::Statement => ROWS,
             Way::Copy => BATCHES,
         }
@@ -317,14 +341,21 @@ async fn copy_events<C: Cargo>(
     copy: &Statement,
     chosen: &[&C],
     at: Timestamp,
+    traced: bool,
 ) -> Result<(), Error> {
     let mut sink = pin!(client.copy_in::<_, Bytes>(copy).await?);
-    let mut rows = copy::Rows::new();
+    let mut rows = copy::Rows::new(traced);
     for cargo in chosen {
         let account = cargo.account().0;
         for event in 0..cargo.count() {
-            let id = id(cargo.firsts(), event);
-            if let Some(piece) = rows.add(id, account, cargo.kind(event), cargo.payload(event), at) {
+            let row = copy::Event {
+                id: id(cargo.firsts(), event),
+                account,
+                kind: cargo.kind(event),
+                payload: cargo.payload(event),
+                trace: cargo.trace(event),
+            };
+            if let Some(piece) = rows.add(row, at) {
                 // Waits while the connection has enough to send, so little is copied at one moment.
                 sink.feed(piece).await?;
             }
@@ -336,30 +367,32 @@ async fn copy_events<C: Cargo>(
 }
 
 /// Events as the arrays of one statement.
+#[derive(Default)]
 struct Columns<'a> {
     ids: Vec<i64>,
     accounts: Vec<AccountId>,
     kinds: Vec<&'a str>,
     payloads: Vec<Utf8<'a>>,
+    traces: Vec<Option<Trace>>,
 }
 
 impl<'a> Columns<'a> {
     fn of<C: Cargo>(chosen: &[&'a C]) -> Columns<'a> {
-        let mut columns =
-            Columns { ids: Vec::new(), accounts: Vec::new(), kinds: Vec::new(), payloads: Vec::new() };
+        let mut columns = Columns::default();
         for cargo in chosen {
             for event in 0..cargo.count() {
                 columns.ids.push(id(cargo.firsts(), event));
                 columns.accounts.push(cargo.account());
                 columns.kinds.push(cargo.kind(event));
                 columns.payloads.push(Utf8(cargo.payload(event)));
+                columns.traces.push(cargo.trace(event));
             }
         }
         columns
     }
 
-    fn params(&self) -> [&(dyn ToSql + Sync); 4] {
-        [&self.ids, &self.accounts, &self.kinds, &self.payloads]
+    fn params(&self) -> [&(dyn ToSql + Sync); 5] {
+        [&self.ids, &self.accounts, &self.kinds, &self.payloads, &self.traces]
     }
 }
 
@@ -378,61 +411,4 @@ impl Store {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// A request whose payloads have these sizes.
-    struct Sizes<'a>(Vec<usize>, Vec<i64>, &'a [u8]);
-
-    impl Cargo for Sizes<'_> {
-        fn account(&self) -> AccountId {
-            AccountId(1)
-        }
-        fn key(&self) -> Option<&Key> {
-            None
-        }
-        fn count(&self) -> usize {
-            self.0.len()
-        }
-        fn firsts(&self) -> &[i64] {
-            &self.1
-        }
-        fn kind(&self, _: usize) -> &str {
-            "t"
-        }
-        fn payload(&self, event: usize) -> &[u8] {
-            &self.2[..self.0[event]]
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(32))]
-        #[test]
-        fn batches_hold_every_event_once_and_stay_within_blocks_and_bytes(
-            sizes in prop::collection::vec(prop_oneof![20 => 1usize..1000, 1 => 1usize..6 << 20], 1..4000),
-            gaps in prop::collection::vec(0i64..3, 4),
-        ) {
-            let buffer = vec![0; 6 << 20];
-            let mut block = 7;
-            let runs = sizes.len().div_ceil(1024);
-            let firsts: Vec<i64> = gaps[..runs].iter().map(|gap| { block += 1 + gap; block * BLOCK }).collect();
-            let by_runs: Vec<i64> =
-                firsts.iter().flat_map(|first| *first..*first + BLOCK).take(sizes.len()).collect();
-            let cargo = Sizes(sizes, firsts, &buffer);
-            let ids: Vec<i64> = (0..cargo.count()).map(|event| id(cargo.firsts(), event)).collect();
-            prop_assert_eq!(&ids, &by_runs);
-            let (mut found, mut event) = (Vec::new(), 0);
-            for (first, n) in batches(&cargo) {
-                let last = first + i64::from(n) - 1;
-                prop_assert_eq!(first / BLOCK, last / BLOCK);
-                let bytes: usize = cargo.0[event..event + n as usize].iter().sum();
-                prop_assert!(n == 1 || bytes <= BATCH_BYTES);
-                event += n as usize;
-                found.extend(first..=last);
-            }
-            prop_assert_eq!(found, ids);
-        }
-    }
-}
+mod tests;

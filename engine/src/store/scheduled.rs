@@ -7,7 +7,7 @@ use std::{
 
 use tokio_postgres::Row;
 
-use super::{Error, Store, Text, shelf::SPARED_UNTIL};
+use super::{Error, Store, Text, events, shelf::SPARED_UNTIL};
 use crate::model::{AccountId, Event, EventId, Key, Pin, Try, WebhookId};
 
 /// A scheduled delivery with its event.
@@ -46,7 +46,7 @@ impl Store {
             "SELECT s.event_id, s.webhook_id, s.round, s.attempt,
                     (extract(epoch FROM s.next_at - now()) * 1000)::bigint,
                     greatest(s.expires_at, {SPARED_UNTIL}) < now(), e.account_id, e.type, e.payload, e.created_at,
-                    s.transform_version, s.body_hash, coalesce(h.version, 0)
+                    s.transform_version, s.body_hash, coalesce(h.version, 0), e.trace
              FROM unnest($1::bigint[], $2::bigint[]) AS k (event_id, webhook_id)
              JOIN scheduled AS s USING (event_id, webhook_id) LEFT JOIN events AS e ON e.id = s.event_id
              LEFT JOIN webhooks AS h ON h.id = s.webhook_id"
@@ -69,6 +69,7 @@ impl Store {
                         kind: row.get(7),
                         payload: row.get::<_, Text>(8).0,
                         created_at: row.get(9),
+                        trace: events::trace(row, 13),
                     })
                 }),
             })

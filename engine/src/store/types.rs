@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
 
 use super::copy::micros;
-use crate::model::{AccountId, EventId, Timestamp, WebhookId};
+use crate::model::{AccountId, EventId, Timestamp, Trace, WebhookId};
 
 /// Bytes that are known to be UTF-8 without NUL, sent as `text` without a copy into a `String`.
 #[derive(Debug)]
@@ -42,6 +42,16 @@ impl FromSql<'_> for Text {
     }
 
     accepts!(TEXT);
+}
+
+impl ToSql for Trace {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        out.put_slice(&self.stored());
+        Ok(IsNull::No)
+    }
+
+    accepts!(BYTEA);
+    to_sql_checked!();
 }
 
 impl ToSql for Timestamp {

@@ -7,6 +7,7 @@
 //! when a test blocks its runtime, and a test's paused clock does not reach them.
 
 mod background;
+pub mod collector;
 pub mod guests;
 mod names;
 pub mod proxy;

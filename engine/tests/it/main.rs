@@ -40,6 +40,7 @@ mod stores_tls;
 mod targets;
 mod test_event;
 mod top;
+mod traces;
 mod transform_host;
 mod transforms;
 mod transforms_api;

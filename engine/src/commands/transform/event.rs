@@ -39,6 +39,7 @@ fn parse(text: &[u8]) -> Result<Event, String> {
         kind: written.kind.into(),
         payload: Bytes::copy_from_slice(written.payload.get().as_bytes()),
         created_at,
+        trace: None,
     })
 }
 

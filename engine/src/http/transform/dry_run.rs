@@ -160,7 +160,7 @@ impl Asked {
         };
         let config = form.config.filter(|config| !config.is_null()).map(settings::config).transpose()?;
         Ok(Asked {
-            event: Event { id, account, kind: draft.kind, payload: draft.payload, created_at },
+            event: Event { id, account, kind: draft.kind, payload: draft.payload, created_at, trace: None },
             version,
             config: config.map(pairs),
         })

@@ -89,6 +89,7 @@ fn of_webhook(webhook: WebhookId, id: i64, payload: &str) -> Input {
         kind: "order.created".into(),
         payload: Bytes::copy_from_slice(payload.as_bytes()),
         created_at: Timestamp(1_700_000_000_123),
+        trace: None,
     };
     Input { event: Arc::new(event), webhook, version: 1, config: Arc::default() }
 }
