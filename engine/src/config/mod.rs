@@ -46,7 +46,7 @@ macro_rules! section {
 // Behind the macro, which it uses.
 mod edge;
 
-pub use self::edge::{Admin, Gateway, Shutdown, Targets};
+pub use self::edge::{Admin, Gateway, Metrics, Shutdown, Targets};
 
 /// Workers of one process.
 const WORKERS_MAX: usize = 16;
@@ -65,6 +65,7 @@ section!(
         http: Http = Http::default(),
         gateway: Gateway = Gateway::default(),
         admin: Admin = Admin::default(),
+        metrics: Metrics = Metrics::default(),
         registration: Registration = Registration::default(),
         targets: Targets = Targets::default(),
         ingest: Ingest = Ingest::default(),

@@ -58,7 +58,7 @@ async fn take_one(intake: &Intake, claims: &mut Claims, entry: &Entry, term: u64
         intake.context.opened.remove(&entry.id);
         return Ok(());
     };
-    let open = Arc::new(Open::new(entry.id.clone(), first, term));
+    let open = Arc::new(Open::new(entry.id.clone(), first, term, true));
     let stop = &mut watch::channel(false).1;
     for event in &owed.batch.events {
         if suspect == Some(event.id.0) {

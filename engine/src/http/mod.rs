@@ -29,6 +29,7 @@ mod tls;
 mod transform;
 mod webhooks;
 mod whole;
+mod worst;
 
 use std::sync::Arc;
 
