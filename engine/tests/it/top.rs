@@ -1,12 +1,21 @@
-//! `eventpulse top --once`, the real binary, beside an engine at work.
+//! `eventpulse top`, the real binary, beside an engine at work.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    fs::File,
+    io::Read,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use eventpulse::config::Roles;
 use eventpulse_testkit::{Receiver, eventually, receiver::Reply};
+use rustix::{
+    fs::{Mode, OFlags},
+    process::{Pid, Signal, kill_process},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+};
 use serde_json::json;
 
 use crate::harness::{App, PATIENCE, config, database, process, swept_soon};
@@ -92,4 +101,60 @@ async fn top_does_with_one_role_and_without_postgres() {
     assert!(!success && text.contains("none of these processes answers: 127.0.0.1:1"), "{text}");
     let (success, text) = top("", "--once --interval 1ms").await;
     assert!(!success && text.contains("100ms"), "{text}");
+}
+
+/// A terminal: the end of whoever looks at it, and the end of the program in it.
+fn terminal() -> (File, File) {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    grantpt(&ours).and_then(|()| unlockpt(&ours)).expect("it is ours");
+    let name = ptsname(&ours, Vec::new()).expect("it has a name");
+    let theirs = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).expect("its other end");
+    (ours.into(), theirs.into())
+}
+
+/// All that a program writes to a terminal, until nobody has it open any more.
+fn watch(mut terminal: File) -> Arc<Mutex<String>> {
+    let seen = Arc::new(Mutex::new(String::new()));
+    let writes = seen.clone();
+    std::thread::spawn(move || {
+        let mut piece = [0; 4096];
+        // The end is an error on Linux and nothing to read elsewhere.
+        while let Ok(n @ 1..) = terminal.read(&mut piece) {
+            writes.lock().expect("no panic").push_str(&String::from_utf8_lossy(&piece[..n]));
+        }
+    });
+    seen
+}
+
+#[tokio::test]
+async fn a_signal_gives_the_terminal_back() {
+    let gateway = App::of(config(&database("top-terminal").await), Roles::Api).await;
+    for signal in [Signal::INT, Signal::TERM] {
+        let (ours, theirs) = terminal();
+        let mut command = process::command(&format!("top --interval 100ms --url {}", gateway.base));
+        command.stdout(theirs);
+        let mut child = command.spawn().expect("it runs");
+        // It has the other end of its terminal open, too.
+        drop(command);
+        let seen = watch(ours);
+        let has = |part: &'static str| {
+            let seen = seen.clone();
+            eventually(part, PATIENCE, async move || {
+                let seen = seen.lock().expect("no panic").clone();
+                if seen.contains(part) { Ok(seen) } else { Err(seen) }
+            })
+        };
+        let frame = has("WORST WEBHOOKS").await;
+        assert!(
+            frame.starts_with("\u{1b}[?1049h\u{1b}[?25l"),
+            "a screen of its own, without cursor: {frame:?}"
+        );
+        assert!(frame.contains("\u{1b}[1;1H") && frame.contains("1 process, every 100ms"), "{frame:?}");
+        kill_process(Pid::from_child(&child), signal).expect("it is there");
+        let status = tokio::task::spawn_blocking(move || child.wait()).await.expect("no panic");
+        assert_eq!(status.expect("a status").code(), Some(0));
+        let all = has("\u{1b}[?1049l").await;
+        assert!(all.ends_with("\u{1b}[?7h\u{1b}[?25h\u{1b}[?1049l"), "cursor and screen are back: {all:?}");
+    }
+    gateway.stop().await;
 }
