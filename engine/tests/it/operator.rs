@@ -160,6 +160,12 @@ async fn repeats_are_counted_by_how_they_came_into_hand() {
         .await;
     };
 
+    // What came before the index was in order is checked by whoever reads it.
+    eventually("the index is in order", PATIENCE, async || {
+        let order = gateway.metric("eventpulse_recover_redis_in_order");
+        if order == 1.0 { Ok(()) } else { Err(order.to_string()) }
+    })
+    .await;
     tried(gateway.send(&account.key, "t", json!(1)).await).await;
     let dispatcher = App::of(settings.clone(), Roles::Dispatcher).await;
     counted(&dispatcher, [1.0, 0.0, 0.0]).await;
