@@ -4,9 +4,12 @@
 //! The recorder belongs to one engine, not to the process, so that two engines in one test do not mix.
 
 mod process;
+pub mod worst;
 
 use metrics::{Counter, Gauge, Histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+use self::worst::Worst;
 
 /// Latency buckets in seconds: from a loopback commit to a time-out.
 const SECONDS: [f64; 16] =
@@ -114,6 +117,7 @@ catalogue! {
         entries: Counter "eventpulse_dispatch_entries_total" "Stream entries read.";
         from_ring: Counter "eventpulse_dispatch_batches_total" ["from" = "ring"] "Batches by where their events were read.";
         from_postgres: Counter "eventpulse_dispatch_batches_total" ["from" = "postgres"] "Batches by where their events were read.";
+        deliveries: Counter "eventpulse_dispatch_deliveries_total" "Deliveries that came by entries, each owed to a webhook; those from the schedule do not count again.";
         unmatched: Counter "eventpulse_dispatch_unmatched_total" "Events that no webhook was owed.";
         orphans: Counter "eventpulse_dispatch_orphans_total" "References to events that do not exist.";
         poisoned: Counter "eventpulse_dispatch_poisoned_total" "Deliveries ended as dead letters because processes died with their event in hand.";
@@ -199,7 +203,9 @@ catalogue! {
         commit_seconds: Histogram "eventpulse_settle_commit_seconds" "Time of one recorder batch in Postgres.";
         failures: Counter "eventpulse_settle_failures_total" "Recorder batches that had to be tried again.";
         rewritten: Counter "eventpulse_settle_rewritten_total" "Attempts whose texts Postgres refused and that were recorded without them.";
-        repeats: Counter "eventpulse_deliver_repeats_total" "Attempts that had been recorded before: deliveries made twice.";
+        repeats_entry: Counter "eventpulse_deliver_repeats_total" ["came_by" = "entry"] "Attempts that had been recorded before: deliveries made twice, by how the second came into hand.";
+        repeats_check: Counter "eventpulse_deliver_repeats_total" ["came_by" = "check"] "Attempts that had been recorded before: deliveries made twice, by how the second came into hand.";
+        repeats_schedule: Counter "eventpulse_deliver_repeats_total" ["came_by" = "schedule"] "Attempts that had been recorded before: deliveries made twice, by how the second came into hand.";
         acked: Counter "eventpulse_settle_acked_total" "Stream entries acked and deleted.";
         redis_failures: Counter "eventpulse_settle_redis_failures_total" "Acks and due updates that Redis did not take.";
     }
@@ -289,6 +295,8 @@ pub struct Metrics {
     pub webhooks: Webhooks,
     pub recover: Recover,
     pub trace: Trace,
+    /// Which webhooks are the worst, if that is asked for.
+    pub worst: Worst,
     /// Random: no two engines have the same.
     pub process: u64,
     handle: PrometheusHandle,
@@ -320,6 +328,7 @@ impl Metrics {
                 webhooks: Webhooks::new(),
                 recover: Recover::new(),
                 trace: Trace::new(),
+                worst: Worst::default(),
                 // Without randomness an engine does not get as far as to serve.
                 process: getrandom::u64().unwrap_or_default(),
                 handle,
@@ -330,6 +339,7 @@ impl Metrics {
     /// The Prometheus text format.
     pub fn render(&self) -> String {
         let mut text = self.handle.render();
+        self.worst.render(&mut text);
         process::render(&mut text);
         text
     }

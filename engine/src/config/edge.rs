@@ -36,6 +36,15 @@ section!(
 );
 
 section!(
+    /// What metrics say beyond the usual.
+    Metrics {
+        /// Webhooks that metrics name, the worst ones; 0 for none, at most 50. Each has three series, which change with who is
+        /// worst, so Prometheus keeps more than this over time.
+        worst_webhooks: usize = 0,
+    }
+);
+
+section!(
     /// The end of a process.
     Shutdown {
         /// How long a gateway that is told to end goes on as before, but for `/readyz`, which says that it ends, and for

@@ -48,7 +48,7 @@ mod edge;
 mod trace;
 
 pub use self::{
-    edge::{Admin, Gateway, Shutdown, Targets},
+    edge::{Admin, Gateway, Metrics, Shutdown, Targets},
     trace::Trace,
 };
 
@@ -69,6 +69,7 @@ section!(
         http: Http = Http::default(),
         gateway: Gateway = Gateway::default(),
         admin: Admin = Admin::default(),
+        metrics: Metrics = Metrics::default(),
         registration: Registration = Registration::default(),
         targets: Targets = Targets::default(),
         ingest: Ingest = Ingest::default(),

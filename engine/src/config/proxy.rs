@@ -57,18 +57,21 @@ impl Proxy {
         if !is_host {
             return Err(Invalid("has no valid host"));
         }
-        let authorization = match user {
-            None => Secret::default(),
-            Some(user) => {
-                let (user, password) = user.split_once(':').unwrap_or((user, ""));
-                let mut credentials = decoded(user)?;
-                credentials.push(b':');
-                credentials.extend(decoded(password)?);
-                Secret::new(format!("Basic {}", BASE64_STANDARD.encode(credentials)))
-            }
-        };
+        let authorization = user.map_or_else(|| Ok(Secret::default()), basic)?;
         Ok(Some(Proxy { host: bare.unwrap_or(host).to_owned(), port, authorization }))
     }
+}
+
+/// The value of a header for `user:password` as it stands in a URL.
+///
+/// # Errors
+/// On a `%` that begins no escape.
+pub fn basic(user: &str) -> Result<Secret, Invalid> {
+    let (user, password) = user.split_once(':').unwrap_or((user, ""));
+    let mut credentials = decoded(user)?;
+    credentials.push(b':');
+    credentials.extend(decoded(password)?);
+    Ok(Secret::new(format!("Basic {}", BASE64_STANDARD.encode(credentials))))
 }
 
 /// Resolves `%40` and its like.

@@ -200,6 +200,10 @@ impl Config {
             "webhooks.disable_after must be at most ten years; 0 stands for never",
         );
         need(
+            self.metrics.worst_webhooks <= 50,
+            "metrics.worst_webhooks must be at most 50: each has series of its own in Prometheus",
+        );
+        need(
             self.shutdown.delay <= Duration::from_secs(300),
             "shutdown.delay must be at most 5m: supervisors kill what takes so long",
         );
@@ -243,6 +247,14 @@ mod tests {
             let text = config.validate(Roles::Both).unwrap_err().to_string();
             assert!(text.contains("transform."), "{text}");
         }
+    }
+
+    #[test]
+    fn metrics_name_few_webhooks() {
+        let mut config = valid();
+        config.metrics.worst_webhooks = 51;
+        let text = config.validate(Roles::Both).unwrap_err().to_string();
+        assert!(text.contains("metrics.worst_webhooks"), "{text}");
     }
 
     #[test]

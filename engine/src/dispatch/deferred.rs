@@ -339,7 +339,7 @@ async fn schedule(
     }
     let own = target.map(|target| target.webhook.own.clone()).unwrap_or_default();
     let (wait, reason) = parking::overflow(context, lane, &own);
-    let mut record = work::nothing_yet(account, (event, webhook), Try::FIRST, false);
+    let mut record = work::nothing_yet(account, (event, webhook), Try::FIRST, entry.origin, false);
     record.later = Some(parking::later(context, &own, &record, Try::FIRST.attempt, wait, reason));
     context.recorder.settle(Item { record: Some(record), entry: Some(entry), permit: None }).await;
 }
@@ -351,7 +351,7 @@ mod tests {
     const FAST: Load = Load { busy: true, slow: false, open: false, queued: 10, gap: 0.001 };
 
     fn waiting(event: i64) -> Waiting {
-        let entry = Arc::new(Open::new("1-0".into(), 1, 1));
+        let entry = Arc::new(Open::new("1-0".into(), 1, 1, false));
         Waiting { event: EventId(event), account: AccountId(1), size: 100, entry }
     }
 

@@ -158,7 +158,8 @@ impl Intake {
         let mut loaded = Vec::with_capacity(entries.len());
         for entry in entries {
             let mut settled = HashSet::new();
-            if check || entry.check {
+            let entry = Entry { check: check || entry.check, ..entry.clone() };
+            if entry.check {
                 context.metrics.dispatch.checked.increment(1);
                 settled.extend(context.store.settled(entry.span).await?);
             }
@@ -167,7 +168,7 @@ impl Intake {
                     batch.events.iter().map(|e| e.account).collect::<HashSet<_>>().into_iter().collect();
                 let webhooks = context.registry.webhooks(&accounts).await?;
                 let accounts = accounts.into_iter().zip(webhooks).collect();
-                loaded.push((entry.clone(), Owed { batch, accounts }, settled));
+                loaded.push((entry, Owed { batch, accounts }, settled));
             }
         }
         Ok(loaded)
@@ -184,7 +185,7 @@ impl Intake {
         stop: &mut watch::Receiver<bool>,
     ) -> bool {
         let context = &self.context;
-        let open = Arc::new(Open::new(entry.id.clone(), entry.span.first.0, term));
+        let open = Arc::new(Open::new(entry.id.clone(), entry.span.first.0, term, entry.check));
         spans::taken(&context.tracer, &owed.batch);
         let missing = usize::try_from(entry.span.n).unwrap_or(0).saturating_sub(owed.batch.events.len());
         context.metrics.dispatch.orphans.increment(missing as u64);
@@ -211,7 +212,7 @@ impl Intake {
         stop: &mut watch::Receiver<bool>,
     ) -> Option<bool> {
         let context = &self.context;
-        let (mut matched, mut bytes) = (false, Bytes::default());
+        let (mut matched, mut deliveries, mut bytes) = (false, 0, Bytes::default());
         for target in webhooks.iter().filter(|t| t.webhook.eligible(&event.kind, entry.span.version)) {
             matched = true;
             if settled.contains(&(event.id, target.webhook.id)) {
@@ -219,6 +220,7 @@ impl Intake {
             }
             let load = context.lanes.of(target.webhook.id).load();
             open.add();
+            deliveries += 1;
             if context.deferred.waits_for(target.webhook.id) && context.defer(target, load, event, open) {
                 continue;
             }
@@ -231,6 +233,7 @@ impl Intake {
                 parking::turn_away(context, delivery).await;
             }
         }
+        context.metrics.dispatch.deliveries.increment(deliveries);
         Some(matched)
     }
 

@@ -54,7 +54,7 @@ use crate::{
     model::{Event, Key, Pin, Try, Webhook},
     retry::{feeder::Feeder, schedule::Policy},
     settle::{self, Open, Recorder},
-    store::{Link, Store},
+    store::{Link, Store, settle::Origin},
     stream::{
         self, Gate, Keys, Redis,
         breaker::Breakers,
@@ -77,6 +77,7 @@ struct Delivery {
     pin: Option<Pin>,
     /// From the schedule: a row there moves on with the outcome.
     was_scheduled: bool,
+    origin: Origin,
     /// The stream entry it keeps open; none for deliveries from the schedule.
     entry: Option<Arc<Open>>,
     /// A lease of `due` ends then, and with it the right to send.
@@ -98,6 +99,7 @@ impl Delivery {
             was_scheduled: false,
             lease: None,
             term: entry.term,
+            origin: entry.origin,
             entry: Some(entry),
             permit,
         }

@@ -67,7 +67,7 @@ async fn take_one(
         intake.context.opened.remove(&entry.id);
         return Ok(());
     };
-    let open = Arc::new(Open::new(entry.id.clone(), first, term));
+    let open = Arc::new(Open::new(entry.id.clone(), first, term, true));
     let never = &mut watch::channel(false).1;
     for event in &owed.batch.events {
         if *stop.borrow() {

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     failpoint,
     model::Key,
-    store::{self, scheduled::Owed},
+    store::{self, scheduled::Owed, settle::Origin},
     stream::due::{Due, LEASE_MAX},
 };
 
@@ -186,6 +186,7 @@ impl Context {
             tried: row.tried,
             pin: row.pin,
             was_scheduled: true,
+            origin: Origin::Schedule,
             entry: None,
             lease: Some(self.leases.note(row.key, until)),
             term,

@@ -25,7 +25,7 @@ use crate::{
     settle::{Item, Open},
     store::{
         failing::Cause,
-        settle::{Attempt, Record, Status},
+        settle::{Attempt, Origin, Record, Status},
     },
 };
 
@@ -315,8 +315,9 @@ pub(super) async fn webhook_gone(
     tried: Try,
     entry: Option<Arc<Open>>,
 ) {
+    let origin = entry.as_ref().map_or(Origin::Schedule, |entry| entry.origin);
     let record = buried(
-        nothing_yet(account, key, tried, entry.is_none()),
+        nothing_yet(account, key, tried, origin, entry.is_none()),
         "webhook_gone",
         "the webhook is not there any more",
     );
@@ -331,7 +332,7 @@ fn buried(mut record: Record, code: &'static str, reason: &str) -> Record {
 
 pub(super) fn blank(delivery: &Delivery) -> Record {
     let key = (delivery.event.id, delivery.target.webhook.id);
-    nothing_yet(delivery.event.account, key, delivery.tried, delivery.was_scheduled)
+    nothing_yet(delivery.event.account, key, delivery.tried, delivery.origin, delivery.was_scheduled)
 }
 
 /// A record that says nothing.
@@ -339,9 +340,10 @@ pub(super) fn nothing_yet(
     account: AccountId,
     (event, webhook): Key,
     tried: Try,
+    origin: Origin,
     was_scheduled: bool,
 ) -> Record {
-    Record { event, webhook, account, tried, was_scheduled, attempt: None, later: None, dead: None }
+    Record { event, webhook, account, tried, was_scheduled, origin, attempt: None, later: None, dead: None }
 }
 
 /// What to write for a verdict on what was sent, if anything was.

@@ -92,6 +92,7 @@ pub(super) fn start(
         store: store.clone(),
         stream: stream::depths::Depths::new(common.redis.commands()?, common.keys.clone()),
         every: config.recover.sweep_every,
+        worst_max: config.metrics.worst_webhooks,
         metrics: metrics.clone(),
     };
     let every = config.ingest.mark_flush;

@@ -9,6 +9,7 @@ use crate::{
     config,
     http::{self, Server},
     metrics::Metrics,
+    store::Store,
 };
 
 /// Connections to the operator's port: a few scrapers and people.
@@ -19,6 +20,7 @@ pub(super) struct Beside {
     admin: Option<Server>,
     certificate: Option<http::Watch>,
     readiness: http::Readiness,
+    store: Store,
     metrics: Arc<Metrics>,
 }
 
@@ -40,7 +42,8 @@ pub(super) async fn open(common: &Common) -> Result<(Server, Beside), Error> {
         None => None,
     };
     let readiness = common.readiness("api-gateway", false)?;
-    Ok((server, Beside { admin, certificate, readiness, metrics: metrics.clone() }))
+    let store = Store::at(common.address.clone(), 1);
+    Ok((server, Beside { admin, certificate, readiness, store, metrics: metrics.clone() }))
 }
 
 impl Beside {
@@ -51,10 +54,10 @@ impl Beside {
 
     /// Runs until stopped.
     pub(super) async fn run(self, stop: watch::Receiver<bool>) {
-        let Beside { admin, certificate, readiness, metrics } = self;
+        let Beside { admin, certificate, readiness, store, metrics } = self;
         let serve = async {
             if let Some(server) = admin {
-                server.run(Arc::new(http::Admin { metrics, readiness }), stop.clone()).await;
+                server.run(Arc::new(http::Admin { metrics, readiness, store }), stop.clone()).await;
             }
         };
         let watch = async {

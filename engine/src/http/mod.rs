@@ -30,6 +30,7 @@ mod traces;
 mod transform;
 mod webhooks;
 mod whole;
+mod worst;
 
 use std::sync::Arc;
 

@@ -5,10 +5,17 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
-use crate::{metrics::Metrics, store::Store, stream};
+use crate::{
+    metrics::{Metrics, worst::Webhook},
+    store::{
+        Store,
+        worst::{By, Worst},
+    },
+    stream,
+};
 
-/// Looks of which one counts the dead letters: that takes milliseconds where there are many.
-const LETTERS_EVERY: u32 = 6;
+/// Looks of which one counts the dead letters, and one asks for the worst webhooks: that takes milliseconds where there is much.
+const COSTLY_EVERY: u32 = 6;
 
 /// Pause between looks at the pools, which ask nobody.
 const POOLS_EVERY: Duration = Duration::from_secs(1);
@@ -18,6 +25,8 @@ pub struct Depths {
     pub store: Store,
     pub stream: stream::depths::Depths,
     pub every: Duration,
+    /// Webhooks that the metrics name.
+    pub worst_max: usize,
     pub metrics: Arc<Metrics>,
 }
 
@@ -31,9 +40,10 @@ impl Depths {
     async fn ask(mut self, mut stop: watch::Receiver<bool>) {
         let mut looks = 0_u32;
         loop {
-            let letters = looks.is_multiple_of(LETTERS_EVERY);
+            let costly = looks.is_multiple_of(COSTLY_EVERY);
             tokio::join!(
-                ask_postgres(&self.store, letters, &self.metrics),
+                ask_postgres(&self.store, costly, &self.metrics),
+                ask_for_the_worst(&self.store, if costly { self.worst_max } else { 0 }, &self.metrics),
                 ask_redis(&mut self.stream, &self.metrics),
             );
             looks = looks.wrapping_add(1);
@@ -77,6 +87,24 @@ async fn ask_postgres(store: &Store, letters: bool, metrics: &Metrics) {
         let open = store.open_letters().await.map_or(f64::NAN, |open| open as f64);
         metrics.dlq.depth.set(open);
     }
+}
+
+/// While Postgres cannot be asked nobody is named.
+async fn ask_for_the_worst(store: &Store, max: usize, metrics: &Metrics) {
+    if max == 0 {
+        return;
+    }
+    let found = store.worst_webhooks(By::Trouble, max as i64).await.unwrap_or_else(|error| {
+        tracing::debug!(error = crate::chain(&error), "the worst webhooks not asked for");
+        Vec::new()
+    });
+    let webhook = |worst: &Worst| Webhook {
+        id: worst.webhook.0,
+        failed: worst.failed as f64,
+        waiting: worst.waiting as f64,
+        seconds: worst.ms.map(|ms| ms / 1000.0),
+    };
+    metrics.worst.set(found.iter().map(webhook).collect());
 }
 
 async fn ask_redis(stream: &mut stream::depths::Depths, metrics: &Metrics) {

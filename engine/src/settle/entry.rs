@@ -7,12 +7,16 @@ use std::sync::atomic::{
 
 use tokio::time::Instant;
 
+use crate::store::settle::Origin;
+
 /// Counts what keeps an entry from being acked. It begins with one for the fan-out itself, so that an entry
 /// is not acked before all of its deliveries are known.
 #[derive(Debug)]
 pub struct Open {
     pub id: String,
     pub first: i64,
+    /// Whether it was checked.
+    pub origin: Origin,
     /// The fence's term when it was read, and when that was.
     pub term: u64,
     pub since: Instant,
@@ -20,8 +24,9 @@ pub struct Open {
 }
 
 impl Open {
-    pub fn new(id: String, first: i64, term: u64) -> Open {
-        Open { id, first, term, since: Instant::now(), left: AtomicUsize::new(1) }
+    pub fn new(id: String, first: i64, term: u64, checked: bool) -> Open {
+        let origin = if checked { Origin::Check } else { Origin::Entry };
+        Open { id, first, origin, term, since: Instant::now(), left: AtomicUsize::new(1) }
     }
 
     /// One delivery more.
@@ -46,7 +51,7 @@ mod tests {
 
     #[test]
     fn the_last_release_closes() {
-        let open = Open::new("1-0".into(), 1, 1);
+        let open = Open::new("1-0".into(), 1, 1, false);
         open.add();
         assert!(!open.release());
         assert!(open.release());

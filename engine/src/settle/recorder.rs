@@ -11,7 +11,7 @@ use crate::{
     model::Key,
     store::{
         self, Fault, Link,
-        settle::{Record, SHELVED},
+        settle::{Origin, Record, SHELVED},
     },
     stream::{self, Keys, due::Moved},
 };
@@ -94,7 +94,7 @@ impl<P> Recorder<P> {
                     self.metrics.settle.commit_seconds.record(start.elapsed().as_secs_f64());
                     // A statement sent twice meets its own rows.
                     if !again {
-                        self.metrics.settle.repeats.increment(repeats);
+                        self.count_repeats(part, &repeats);
                     }
                     self.count(part);
                     again = false;
@@ -139,6 +139,18 @@ impl<P> Recorder<P> {
             record.dead = Some("the reason could not be recorded".to_owned());
         }
         true
+    }
+
+    /// By how the attempt came into hand that was recorded last.
+    fn count_repeats(&self, records: &[Record], repeats: &[Key]) {
+        let settle = &self.metrics.settle;
+        for record in records.iter().filter(|r| repeats.contains(&(r.event, r.webhook))) {
+            match record.origin {
+                Origin::Entry => settle.repeats_entry.increment(1),
+                Origin::Check => settle.repeats_check.increment(1),
+                Origin::Schedule => settle.repeats_schedule.increment(1),
+            }
+        }
     }
 
     fn count(&self, records: &[Record]) {
@@ -248,6 +260,7 @@ mod tests {
             account: AccountId(1),
             tried: Try::FIRST,
             was_scheduled: later.is_some_and(|(_, existing)| existing),
+            origin: Origin::Entry,
             attempt: attempt.map(|status| Attempt {
                 status,
                 code: None,

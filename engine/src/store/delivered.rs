@@ -156,6 +156,7 @@ impl Link {
 
 #[cfg(test)]
 mod tests {
+    use super::super::settle::Origin;
     use super::*;
     use crate::model::{AccountId, EventId, WebhookId};
 
@@ -166,6 +167,7 @@ mod tests {
             account: AccountId(1),
             tried: Try::FIRST,
             was_scheduled: false,
+            origin: Origin::Entry,
             attempt: Some(Attempt {
                 status: Status::Success,
                 code: Some(200),

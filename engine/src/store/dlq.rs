@@ -8,17 +8,35 @@ use crate::model::{AccountId, EventId, Key, Own, Timestamp, WebhookId};
 /// How many milliseconds from now a delivery to a webhook with these settings is given up.
 pub type Expiry<'a> = &'a (dyn Fn(&Own) -> i64 + Sync);
 
-/// One dead letter, as the API shows it.
+/// One dead letter.
 #[derive(Debug)]
 pub struct Entry {
     pub id: i64,
     pub event: EventId,
     pub webhook: WebhookId,
+    pub round: i16,
     pub attempts: i16,
     pub reason: String,
     pub reason_code: String,
     pub created_at: Timestamp,
     pub requeued_at: Option<Timestamp>,
+}
+
+/// The columns of an [`Entry`].
+const ENTRY: &str = "id, event_id, webhook_id, round, attempts, reason, reason_code, created_at, requeued_at";
+
+fn entry(row: &Row) -> Entry {
+    Entry {
+        id: row.get(0),
+        event: row.get(1),
+        webhook: row.get(2),
+        round: row.get(3),
+        attempts: row.get(4),
+        reason: row.get(5),
+        reason_code: row.get(6),
+        created_at: row.get(7),
+        requeued_at: row.get(8),
+    }
 }
 
 /// What came of a requeue.
@@ -131,28 +149,24 @@ impl Store {
         limit: i64,
     ) -> Result<Vec<Entry>, Error> {
         let client = self.client().await?;
-        let sql = format!(
-            "SELECT id, event_id, webhook_id, attempts, reason, reason_code, created_at, requeued_at
-             FROM dlq_entries WHERE {FILTER} AND id < $6 ORDER BY id DESC LIMIT $7"
-        );
+        let sql =
+            format!("SELECT {ENTRY} FROM dlq_entries WHERE {FILTER} AND id < $6 ORDER BY id DESC LIMIT $7");
         let statement = client.prepare_cached(&sql).await?;
         let Filter { webhook, reason_code, since, until } = filter;
         let rows = client
             .query(&statement, &[&account, webhook, reason_code, since, until, &before, &limit])
             .await?;
-        Ok(rows
-            .iter()
-            .map(|row| Entry {
-                id: row.get(0),
-                event: row.get(1),
-                webhook: row.get(2),
-                attempts: row.get(3),
-                reason: row.get(4),
-                reason_code: row.get(5),
-                created_at: row.get(6),
-                requeued_at: row.get(7),
-            })
-            .collect())
+        Ok(rows.iter().map(entry).collect())
+    }
+
+    /// The first 1,000 dead letters of one event, oldest first, of whichever account.
+    ///
+    /// # Errors
+    /// When Postgres cannot be asked.
+    pub async fn letters_of(&self, event: EventId) -> Result<Vec<Entry>, Error> {
+        let client = self.client().await?;
+        let sql = format!("SELECT {ENTRY} FROM dlq_entries WHERE event_id = $1 ORDER BY id LIMIT 1000");
+        Ok(client.query(&sql, &[&event]).await?.iter().map(entry).collect())
     }
 
     /// Puts a dead letter back into the schedule as a new round, in one statement: of two requeues at once

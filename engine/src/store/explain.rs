@@ -35,19 +35,6 @@ pub struct Named {
     pub created_at: Timestamp,
 }
 
-/// A dead letter of the event.
-#[derive(Debug)]
-pub struct Letter {
-    pub id: i64,
-    pub webhook: WebhookId,
-    pub round: i16,
-    pub attempts: i16,
-    pub reason: String,
-    pub reason_code: String,
-    pub created_at: Timestamp,
-    pub requeued_at: Option<Timestamp>,
-}
-
 impl Store {
     /// # Errors
     /// When Postgres cannot be asked.
@@ -97,30 +84,6 @@ impl Store {
                 name: row.get(1),
                 disabled_reason: row.get(2),
                 created_at: row.get(3),
-            })
-            .collect())
-    }
-
-    /// The first 1,000 dead letters of one event, oldest first.
-    ///
-    /// # Errors
-    /// When Postgres cannot be asked.
-    pub async fn letters_of(&self, event: EventId) -> Result<Vec<Letter>, Error> {
-        let client = self.client().await?;
-        let sql = "SELECT id, webhook_id, round, attempts, reason, reason_code, created_at, requeued_at
-                   FROM dlq_entries WHERE event_id = $1 ORDER BY id LIMIT 1000";
-        let rows = client.query(sql, &[&event]).await?;
-        Ok(rows
-            .iter()
-            .map(|row| Letter {
-                id: row.get(0),
-                webhook: row.get(1),
-                round: row.get(2),
-                attempts: row.get(3),
-                reason: row.get(4),
-                reason_code: row.get(5),
-                created_at: row.get(6),
-                requeued_at: row.get(7),
             })
             .collect())
     }

@@ -1,7 +1,7 @@
 //! One statement a recorder batch: attempts, the schedule and the dead letters together.
 
 use super::{Error, Link, delivered::Delivered};
-use crate::model::{AccountId, EventId, Pin, Try, WebhookId};
+use crate::model::{AccountId, EventId, Key, Pin, Try, WebhookId};
 
 /// Reasons for which a row of the schedule waits for its lane's word and not for a time: its next_at is its expiry, and
 /// it is never in `due`.
@@ -58,6 +58,17 @@ pub struct Later {
     pub existing: bool,
 }
 
+/// How a delivery came into hand, which says by what window one came that had been made before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// By a stream entry that nobody was known to have had.
+    Entry,
+    /// By one that somebody may have had, after a look at what was settled.
+    Check,
+    /// By its row in the schedule.
+    Schedule,
+}
+
 /// What one delivery wants written.
 #[derive(Clone, Debug)]
 pub struct Record {
@@ -68,6 +79,7 @@ pub struct Record {
     pub tried: Try,
     /// Whether the delivery stood in the schedule, and so perhaps in `due`.
     pub was_scheduled: bool,
+    pub origin: Origin,
     pub attempt: Option<Attempt>,
     pub later: Option<Later>,
     /// The reason for a dead letter.
@@ -97,7 +109,7 @@ attempts AS (
         error = excluded.error, reason_code = excluded.reason_code, duration_ms = excluded.duration_ms,
         transform_version = excluded.transform_version
         WHERE old.status = 'failed' AND excluded.status <> 'failed'
-    RETURNING created_at = (SELECT at FROM t) AS fresh
+    RETURNING event_id, webhook_id, created_at = (SELECT at FROM t) AS fresh
 ), later AS MATERIALIZED (
     SELECT * FROM unnest($11::bigint[], $12::bigint[], $13::smallint[], $14::smallint[], $15::smallint[],
         $16::bigint[], $17::bigint[], $18::text[], $19::bool[], $31::int[], $32::bigint[])
@@ -139,7 +151,8 @@ attempts AS (
         AND a.webhook_id = d.webhook_id AND a.round = d.round AND a.status IN ('success', 'filtered'))
     ON CONFLICT (event_id, webhook_id, round) DO NOTHING
 )
-SELECT count(*) FILTER (WHERE fresh) FROM attempts";
+SELECT * FROM unnest($1, $2) AS a (event_id, webhook_id)
+EXCEPT SELECT event_id, webhook_id FROM attempts WHERE fresh";
 
 /// A statement's parameters, a column each.
 #[derive(Default)]
@@ -241,13 +254,13 @@ impl Columns {
 }
 
 impl Link {
-    /// Writes a recorder batch, which names each delivery once. Returns how many of its attempts had been
+    /// Writes a recorder batch, which names each delivery once. Returns the deliveries whose attempts had been
     /// recorded before.
-    pub async fn settle(&mut self, records: &[Record]) -> Result<u64, Error> {
+    pub async fn settle(&mut self, records: &[Record]) -> Result<Vec<Key>, Error> {
         if let Some(columns) = Delivered::of(records)
             && self.delivered(&columns).await?
         {
-            return Ok(0);
+            return Ok(Vec::new());
         }
         let mut c = Columns::default();
         for record in records {
@@ -293,7 +306,6 @@ impl Link {
                 ],
             )
             .await?;
-        let fresh: i64 = rows.first().map_or(0, |row| row.get(0));
-        Ok((a.event.len() as u64).saturating_sub(fresh.unsigned_abs()))
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Error, Store};
-use crate::model::WebhookId;
+use crate::model::{AccountId, WebhookId};
 
 /// Newest events whose attempts are looked at, and attempts of one of them.
 const EVENTS: i64 = 1000;
@@ -28,19 +28,49 @@ WITH tried AS (
     SELECT webhook_id, count(*) AS waiting, mode() WITHIN GROUP (ORDER BY reason) AS reason
     FROM (SELECT webhook_id, reason FROM scheduled ORDER BY next_at LIMIT $3) AS s GROUP BY 1
 )
-SELECT webhook_id, coalesce(h.name, ''), coalesce(h.state, 'deleted'), coalesce(attempts, 0), coalesce(failed, 0), ms,
-    coalesce(waiting, 0), waits.reason
+SELECT webhook_id, h.account_id, coalesce(h.name, ''), coalesce(h.state, 'deleted'), coalesce(attempts, 0),
+    coalesce(failed, 0), ms, coalesce(waiting, 0), waits.reason
 FROM tried FULL JOIN waits USING (webhook_id) LEFT JOIN webhooks AS h ON h.id = webhook_id
-WHERE coalesce(failed, 0) + coalesce(waiting, 0) > 0
-ORDER BY coalesce(failed, 0) + coalesce(waiting, 0) DESC, ms DESC NULLS LAST, webhook_id LIMIT $4";
+CROSS JOIN LATERAL (SELECT CASE $5::text WHEN 'failures' THEN coalesce(failed, 0)::float8 WHEN 'backlog' THEN coalesce(waiting, 0)
+    WHEN 'latency' THEN coalesce(ms, 0) ELSE coalesce(failed, 0) + coalesce(waiting, 0) END AS bad) AS by
+WHERE bad > 0 ORDER BY bad DESC, ms DESC NULLS LAST, webhook_id LIMIT $4";
+
+/// What makes a webhook worse than another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// Failed attempts and waiting deliveries together.
+    Trouble,
+    Failures,
+    /// The mean time of an attempt.
+    Latency,
+    Backlog,
+}
+
+impl By {
+    /// Reads the name.
+    pub fn of(name: &str) -> Option<By> {
+        [By::Trouble, By::Failures, By::Latency, By::Backlog].into_iter().find(|by| by.name() == name)
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            By::Trouble => "trouble",
+            By::Failures => "failures",
+            By::Latency => "latency",
+            By::Backlog => "backlog",
+        }
+    }
+}
 
 /// One webhook with what went wrong with it.
 #[derive(Clone, Debug)]
 pub struct Worst {
     pub webhook: WebhookId,
+    /// None when its row is not there any more.
+    pub account: Option<AccountId>,
     pub name: String,
     pub state: String,
-    /// Of the account's newest events.
+    /// Of the newest events.
     pub attempts: i64,
     pub failed: i64,
     /// Of these attempts, the mean; none without any.
@@ -52,27 +82,29 @@ pub struct Worst {
 }
 
 impl Store {
-    /// Up to `limit` webhooks by failed attempts and waiting deliveries together, of a part that is bounded however much
-    /// there is.
+    /// Up to `limit` webhooks, the worst first, by a part that is bounded however much there is: the attempts of the newest
+    /// 1,000 events, and the 10,000 deliveries of the schedule whose time comes first.
     ///
     /// # Errors
     /// When Postgres cannot be asked, or takes more than two seconds.
-    pub async fn worst_webhooks(&self, limit: i64) -> Result<Vec<Worst>, Error> {
+    pub async fn worst_webhooks(&self, by: By, limit: i64) -> Result<Vec<Worst>, Error> {
         let ask = async {
             let client = self.client().await?;
             let statement = client.prepare_cached(WORST).await?;
-            let rows = client.query(&statement, &[&EVENTS, &ATTEMPTS, &SCHEDULED, &limit]).await?;
+            let rows =
+                client.query(&statement, &[&EVENTS, &ATTEMPTS, &SCHEDULED, &limit, &by.name()]).await?;
             Ok(rows
                 .iter()
                 .map(|row| Worst {
                     webhook: row.get(0),
-                    name: row.get(1),
-                    state: row.get(2),
-                    attempts: row.get(3),
-                    failed: row.get(4),
-                    ms: row.get(5),
-                    waiting: row.get(6),
-                    reason: row.get(7),
+                    account: row.get(1),
+                    name: row.get(2),
+                    state: row.get(3),
+                    attempts: row.get(4),
+                    failed: row.get(5),
+                    ms: row.get(6),
+                    waiting: row.get(7),
+                    reason: row.get(8),
                 })
                 .collect())
         };

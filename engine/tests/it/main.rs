@@ -18,6 +18,7 @@ mod idempotency;
 mod lanes;
 mod life;
 mod logs;
+mod operator;
 mod outage;
 mod overload;
 mod poison;

@@ -1,12 +1,17 @@
-//! `eventpulse top --once`, the real binary, beside an engine at work.
+//! `eventpulse top`, the real binary, beside an engine at work.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    io::Read,
+    process::{Command, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use eventpulse::config::Roles;
 use eventpulse_testkit::{Receiver, eventually, receiver::Reply};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::harness::{App, PATIENCE, config, database, process, swept_soon};
@@ -92,4 +97,57 @@ async fn top_does_with_one_role_and_without_postgres() {
     assert!(!success && text.contains("none of these processes answers: 127.0.0.1:1"), "{text}");
     let (success, text) = top("", "--once --interval 1ms").await;
     assert!(!success && text.contains("100ms"), "{text}");
+}
+
+/// The process that another started in place of a shell.
+fn child_of(parent: u32) -> Option<Pid> {
+    let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
+    Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
+}
+
+/// All that a program writes to a terminal, until nobody has it open any more.
+fn watch(mut terminal: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+    let seen = Arc::new(Mutex::new(String::new()));
+    let writes = seen.clone();
+    std::thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(n @ 1..) = terminal.read(&mut piece) {
+            writes.lock().expect("no panic").push_str(&String::from_utf8_lossy(&piece[..n]));
+        }
+    });
+    seen
+}
+
+#[tokio::test]
+async fn a_signal_gives_the_terminal_back() {
+    let gateway = App::of(config(&database("top-terminal").await), Roles::Api).await;
+    for signal in [Signal::INT, Signal::TERM] {
+        // It gives the program a terminal, hands on what comes out of it, and ends as the program does.
+        let program = env!("CARGO_BIN_EXE_eventpulse");
+        let line = format!("exec {program} top --interval 100ms --url {}", gateway.base);
+        let mut command = Command::new("script");
+        command.args(["--quiet", "--return", "--flush", "--command", &line, "/dev/null"]);
+        command.env_remove("DATABASE_URL").stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("script, of util-linux, runs");
+        let seen = watch(child.stdout.take().expect("a pipe"));
+        let has = |part: &'static str| {
+            let seen = seen.clone();
+            eventually(part, PATIENCE, async move || {
+                let seen = seen.lock().expect("no panic").clone();
+                if seen.contains(part) { Ok(seen) } else { Err(seen) }
+            })
+        };
+        let frame = has("WORST WEBHOOKS").await;
+        assert!(
+            frame.starts_with("\u{1b}[?1049h\u{1b}[?25l"),
+            "a screen of its own, without cursor: {frame:?}"
+        );
+        assert!(frame.contains("\u{1b}[1;1H") && frame.contains("1 process, every 100ms"), "{frame:?}");
+        kill_process(child_of(child.id()).expect("it runs"), signal).expect("it is there");
+        let status = tokio::task::spawn_blocking(move || child.wait()).await.expect("no panic");
+        assert_eq!(status.expect("a status").code(), Some(0));
+        let all = has("\u{1b}[?1049l").await;
+        assert!(all.ends_with("\u{1b}[?7h\u{1b}[?25h\u{1b}[?1049l"), "cursor and screen are back: {all:?}");
+    }
+    gateway.stop().await;
 }

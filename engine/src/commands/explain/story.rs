@@ -5,7 +5,8 @@ use serde::Serialize;
 use crate::{
     model::{self, EventId, State, Timestamp, Webhook},
     store::{
-        explain::{self, Batch, Outline},
+        dlq,
+        explain::{Batch, Outline},
         progress::{AttemptRow, Waiting},
     },
 };
@@ -172,7 +173,7 @@ impl Scheduled {
 }
 
 impl Letter {
-    pub(super) fn of(row: &explain::Letter) -> Letter {
+    pub(super) fn of(row: &dlq::Entry) -> Letter {
         Letter {
             id: row.id,
             round: row.round,

@@ -10,7 +10,10 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::prometheus::Sample;
-use crate::store::tls::{self, Trust};
+use crate::{
+    config::{proxy, value::Secret},
+    store::tls::{self, Trust},
+};
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -24,11 +27,14 @@ pub struct Place {
     port: u16,
     path: String,
     encrypted: bool,
+    /// The value of `Authorization`, empty without a user.
+    authorization: Secret,
 }
 
 impl Place {
     pub(super) fn new(host: impl Into<String>, port: u16, encrypted: bool) -> Place {
-        Place { host: host.into(), port, path: "/metrics".to_owned(), encrypted }
+        let path = "/metrics".to_owned();
+        Place { host: host.into(), port, path, encrypted, authorization: Secret::default() }
     }
 }
 
@@ -41,7 +47,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// `http://host:port`, or `https`; without a path it is `/metrics`.
+/// `http://[user:password@]host:port`, or `https`; without a path it is `/metrics`.
 impl FromStr for Place {
     type Err = String;
 
@@ -56,7 +62,8 @@ impl FromStr for Place {
         let host = url.host().ok_or_else(wrong)?.trim_matches(['[', ']']).to_owned();
         // A port that is no number is none to the parser, and a mistake to us.
         let authority = url.authority().map_or("", |authority| authority.as_str());
-        let behind_host = authority.rsplit(']').next().unwrap_or_default();
+        let (user, place) = authority.rsplit_once('@').unzip();
+        let behind_host = place.unwrap_or(authority).rsplit(']').next().unwrap_or_default();
         let port = match url.port_u16() {
             Some(port) => port,
             None if behind_host.contains(':') => return Err(wrong()),
@@ -66,7 +73,8 @@ impl FromStr for Place {
             "" | "/" => "/metrics".to_owned(),
             path => path.to_owned(),
         };
-        Ok(Place { host, port, path, encrypted })
+        let authorization = user.map_or_else(|| Ok(Secret::default()), proxy::basic).map_err(|_| wrong())?;
+        Ok(Place { host, port, path, encrypted, authorization })
     }
 }
 
@@ -87,8 +95,9 @@ pub(super) async fn fetch(place: &Place) -> io::Result<Said> {
         if !place.encrypted {
             return ask(stream, place).await;
         }
-        // Its certificate may name another way to it than ours, and nothing secret is said.
-        let client = tls::client(Trust::Anybody, &[]).map_err(io::Error::other)?;
+        // Its certificate may name another way to it than ours, and that is well as long as nothing secret is said.
+        let trust = if place.authorization.is_empty() { Trust::Anybody } else { Trust::Host };
+        let client = tls::client(trust, &[]).map_err(io::Error::other)?;
         let name = ServerName::try_from(place.host.clone()).map_err(io::Error::other)?;
         ask(TlsConnector::from(Arc::new(client)).connect(name, stream).await?, place).await
     };
@@ -99,7 +108,11 @@ pub(super) async fn fetch(place: &Place) -> io::Result<Said> {
 
 /// By HTTP/1.0, where the answer's end is the connection's.
 async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, place: &Place) -> io::Result<String> {
-    let request = format!("GET {} HTTP/1.0\r\nhost: {place}\r\n\r\n", place.path);
+    let mut request = format!("GET {} HTTP/1.0\r\nhost: {place}\r\n", place.path);
+    if !place.authorization.is_empty() {
+        request.push_str(&format!("authorization: {}\r\n", place.authorization.reveal()));
+    }
+    request.push_str("\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     let read = stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await;
@@ -141,10 +154,31 @@ mod tests {
         ] {
             assert_eq!(url.parse(), Ok(place), "{url}");
         }
-        for url in ["", "gateway", "gateway:3000", "ftp://h", "http://", "http://h:x"] {
+        let wrong = [
+            "",
+            "gateway",
+            "gateway:3000",
+            "ftp://h",
+            "http://",
+            "http://h:x",
+            "http://u:p@h:x",
+            "http://u:%@h",
+        ];
+        for url in wrong {
             assert!(url.parse::<Place>().is_err(), "{url}");
         }
         assert_eq!(Place::new("::1", 3000, false).to_string(), "[::1]:3000");
+    }
+
+    #[test]
+    fn a_user_in_a_url_is_sent_and_never_shown() {
+        let known = |url: &str| url.parse::<Place>().unwrap();
+        let place = known("http://me:se%40cret@h");
+        // "me:se@cret" in base64.
+        assert_eq!((place.port, place.authorization.reveal()), (80, "Basic bWU6c2VAY3JldA=="));
+        assert_eq!(known("https://me:x@[::1]:3000").port, 3000);
+        assert_eq!(place.to_string(), "h:80");
+        assert!(!format!("{place:?}").contains("bWU6"));
     }
 
     #[test]

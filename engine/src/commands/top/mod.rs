@@ -25,7 +25,7 @@ use self::{
 use crate::{
     config::Config,
     model::Timestamp,
-    store::{self, Store},
+    store::{self, Store, worst::By},
 };
 
 /// Between two questions for the worst webhooks: one costs Postgres some tens of milliseconds.
@@ -153,7 +153,7 @@ impl Watch {
         let store = self.store.as_ref().filter(|_| is_time);
         let worst = async {
             match store {
-                Some(store) => Some(store.worst_webhooks(frame::WEBHOOKS as i64).await),
+                Some(store) => Some(store.worst_webhooks(By::Trouble, frame::WEBHOOKS as i64).await),
                 None => None,
             }
         };

@@ -53,9 +53,10 @@ fn write(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// Each line at its place, so that a screen with fewer lines does not scroll.
+/// Each line at its place, so that a screen with fewer lines does not scroll. Cleared before it is written: the cursor stays on
+/// the last letter of a line that is as wide as the screen, which clearing behind it would take.
 fn placed(lines: &[Line], coloured: bool) -> String {
-    let line = |(at, line): (usize, &Line)| format!("\x1b[{};1H{}\x1b[K", at + 1, painted(line, coloured));
+    let line = |(at, line): (usize, &Line)| format!("\x1b[{};1H\x1b[K{}", at + 1, painted(line, coloured));
     lines.iter().enumerate().map(line).collect()
 }
 
@@ -97,7 +98,9 @@ mod tests {
     #[test]
     fn a_terminal_gets_each_line_at_its_place_with_colours_if_they_are_wanted() {
         let placed_plain = placed(&lines(), false);
-        assert!(placed_plain.starts_with("\x1b[1;1Hhead") && placed_plain.ends_with("\x1b[3;1Hplain\x1b[K"));
+        assert!(
+            placed_plain.starts_with("\x1b[1;1H\x1b[Khead") && placed_plain.ends_with("\x1b[3;1H\x1b[Kplain")
+        );
         assert!(!placed_plain.contains('\n') && !placed_plain.contains("\x1b[1m"));
         assert!(placed(&lines(), true).contains("\x1b[31malarm\x1b[0m"));
     }

@@ -33,6 +33,7 @@ fn text(view: &View<'_>) -> String {
 fn worst(n: i64) -> Worst {
     Worst {
         webhook: WebhookId(n),
+        account: None,
         name: "a name of a webhook that is far too long \u{1b}[2J 漢".to_owned(),
         state: "disabled".to_owned(),
         attempts: 50_000,
