@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_stamp_is_read_back() {
-        let mut request = request("k", 300, None);
+        let mut request = request("k", KIND, 300, None);
         let length = request.len();
         stamp(&mut request, 1_764_000_000_123_456);
         assert_eq!(request.len(), length);
