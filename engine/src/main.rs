@@ -1,6 +1,6 @@
 //! The command line: flags -> configuration -> runtime -> engine -> exit code, and nothing else.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{os::unix::process::CommandExt, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use eventpulse::{
@@ -254,11 +254,18 @@ fn stopped_by(error: eventpulse::engine::Error) -> Failure {
     tracing::error!(error = chain(&error), "beginning anew");
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_default();
-    let program = std::env::current_exe().unwrap_or_else(|_| name.into());
+    let mut again = std::process::Command::new(own_program());
     // Returns only if it could not be done.
-    let failed =
-        std::os::unix::process::CommandExt::exec(std::process::Command::new(program).args(arguments));
+    let failed = again.arg0(name).args(arguments).exec();
     Failure::Other(format!("{}; and it cannot be started again: {failed}", chain(&error)))
+}
+
+/// What runs here, also when its file was removed or replaced since, as by an upgrade: then by a name that only Linux has.
+fn own_program() -> PathBuf {
+    match std::env::current_exe() {
+        Ok(path) if path.exists() => path,
+        _ => "/proc/self/exe".into(),
+    }
 }
 
 /// Drains; a second signal ends the delay before it. Ends all the same when Postgres or Redis hang: what was accepted is committed, and what is in hand is

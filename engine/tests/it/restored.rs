@@ -1,7 +1,7 @@
 //! A Postgres that comes back from a backup has lost commits that processes and Redis know of. Nothing of what is lost may be
 //! mistaken for what comes after it.
 
-use std::{collections::HashSet, process::Command};
+use std::{collections::HashSet, path::Path, process::Command};
 
 use eventpulse::store::{Address, migrate};
 use eventpulse_embedded::Postgres;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     PATIENCE, ids, postgres,
-    process::{Process, command},
+    process::{Process, command_of},
 };
 
 /// Does something with the server's data while it is down.
@@ -82,10 +82,14 @@ async fn after_a_restored_backup_no_id_and_no_key_is_taken_for_another() {
 
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     // The same port after it has begun anew.
-    let mut command = command(&format!("serve --dispatcher-port 0 --port {port}"));
+    // Its file is replaced while it runs, as by an upgrade.
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("eventpulse-{}", std::process::id()));
+    std::fs::hard_link(env!("CARGO_BIN_EXE_eventpulse"), &program).expect("a second name");
+    let mut command = command_of(&program, &format!("serve --dispatcher-port 0 --port {port}"));
     command.env("DATABASE_URL", &url).env("REDIS_URL", redis.url()).env("ALLOW_PRIVATE_TARGETS", "true");
     let process = Process::spawn(command);
     process.ready().await;
+    std::fs::remove_file(&program).expect("it was there");
     let gateway = Gateway {
         base: format!("http://127.0.0.1:{port}"),
         client: reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap(),

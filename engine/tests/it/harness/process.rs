@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read},
+    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
@@ -20,7 +21,12 @@ pub(crate) struct Process {
 
 /// The binary with a clean environment, and the arguments of a command line.
 pub(crate) fn command(line: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_eventpulse"));
+    command_of(Path::new(env!("CARGO_BIN_EXE_eventpulse")), line)
+}
+
+/// The same for a program of another name.
+pub(crate) fn command_of(program: &Path, line: &str) -> Command {
+    let mut command = Command::new(program);
     command.args(line.split_whitespace());
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.current_dir(std::env::temp_dir()).stdin(Stdio::null());
