@@ -260,7 +260,8 @@ fn stopped_by(error: eventpulse::engine::Error) -> Failure {
     Failure::Other(format!("{}; and it cannot be started again: {failed}", chain(&error)))
 }
 
-/// What runs here, also when its file was removed or replaced since, as by an upgrade: then by a name that only Linux has.
+/// What runs here, also when its file was removed or replaced since, as by an upgrade: then by a name that only Linux has, and
+/// not always, because the process is called `exe` from then on.
 fn own_program() -> PathBuf {
     match std::env::current_exe() {
         Ok(path) if path.exists() => path,

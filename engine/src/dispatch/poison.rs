@@ -112,25 +112,29 @@ async fn retry_one(
     term: u64,
 ) -> Result<(), retries::Failure> {
     let deadly = due.is_noted(key).await?;
-    if let Some(row) = retries::look_up(context, due, &[key]).await?.pop() {
-        if deadly {
-            if let Some(delivery) = context.retry_of(row, until, term).await? {
-                tracing::error!(event = %key.0, "a retry that processes die of ends as a dead letter");
-                context.metrics.dispatch.poisoned.increment(1);
-                work::dead_without_call(context, delivery, "poison", WHY).await;
-            }
-        } else {
-            due.note(key).await?;
-            if let Some(wait) = retries::take(context, due, row, until, term).await? {
-                // Without an outcome it stays a suspect.
-                due.keep(&[(key, i64::try_from(wait.as_millis())?)]).await?;
-            }
-            while context.leases.holds(&key) {
-                tokio::time::sleep(LOOK).await;
-            }
+    let Some(row) = retries::look_up(context, due, &[key]).await?.pop() else {
+        return Ok(due.forget_note(key).await?);
+    };
+    if deadly {
+        if let Some(delivery) = context.retry_of(row, until, term).await? {
+            tracing::error!(event = %key.0, "a retry that processes die of ends as a dead letter");
+            context.metrics.dispatch.poisoned.increment(1);
+            work::dead_without_call(context, delivery, "poison", WHY).await;
         }
+        return Ok(due.forget_note(key).await?);
     }
-    Ok(due.forget_note(key).await?)
+    due.note(key).await?;
+    let taken = retries::take(context, due, row, until, term).await;
+    while context.leases.holds(&key) {
+        tokio::time::sleep(LOOK).await;
+    }
+    // Whatever came of it, this process lives: a note that stayed would convict it.
+    due.forget_note(key).await?;
+    if let Some(wait) = taken? {
+        // Without an outcome it stays a suspect.
+        due.keep(&[(key, i64::try_from(wait.as_millis())?)]).await?;
+    }
+    Ok(())
 }
 
 /// Ends what is owed of an event as dead letters, without touching it.
