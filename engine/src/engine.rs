@@ -341,9 +341,8 @@ async fn run(
 
 /// Postgres went back in time: numbers go on after all that may have been handed out, whoever is first.
 async fn begin_anew(address: &Address) {
-    let highest = address.history().highest();
     loop {
-        match history::begin_anew(address, highest).await {
+        match history::begin_anew(address).await {
             Ok(true) => return tracing::error!("Postgres went back in time: ids and versions jump ahead"),
             Ok(false) => return,
             Err(error) => tracing::debug!(error = crate::chain(&error), "ids do not jump yet"),

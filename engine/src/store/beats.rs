@@ -6,9 +6,11 @@ impl Link {
     /// Beats, and returns every instance with its beat. An instance that others declared dead and removed comes back
     /// with its next beat.
     pub async fn beat(&mut self, me: i64, roles: &str) -> Result<Vec<(i64, i64)>, Error> {
-        let beat = "INSERT INTO instances (id, roles) VALUES ($1, $2)
-                    ON CONFLICT (id) DO UPDATE SET beat = instances.beat + 1";
-        self.query(beat, &[&me, &roles]).await?;
+        let next = self.history().next_beat(me);
+        let beat = "INSERT INTO instances (id, roles, beat) VALUES ($1, $2, $3)
+                    ON CONFLICT (id) DO UPDATE SET beat = excluded.beat";
+        self.query(beat, &[&me, &roles, &next]).await?;
+        self.history().beaten(next);
         let sql = "SELECT id, beat, (SELECT last_value FROM event_id_blocks) FROM instances";
         let rows = self.query(sql, &[]).await?;
         self.see(rows.first().map_or(0, |row| row.get(2)));

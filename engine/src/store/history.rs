@@ -9,7 +9,7 @@ use std::sync::{
 };
 
 use tokio::sync::watch;
-use tokio_postgres::{Client, error::SqlState};
+use tokio_postgres::{Client, GenericClient, error::SqlState};
 
 use super::{Address, Error};
 
@@ -22,7 +22,9 @@ const AHEAD: i64 = 1 << 20;
 /// Any number will do that no other lock of ours uses; this one reads "EvHi" in ASCII.
 const LOCK: i64 = 0x4576_4869;
 
-const PLACE: &str = "SELECT history, (SELECT last_value FROM event_id_blocks) FROM engine_state";
+const PLACE: &str =
+    "SELECT history, (SELECT last_value FROM event_id_blocks), (SELECT beat FROM instances WHERE id = $1)
+                     FROM engine_state";
 
 /// What one process knows of the past, shared by all of its connections.
 #[derive(Clone)]
@@ -35,13 +37,19 @@ struct Inner {
     name: AtomicI64,
     /// The highest block of ids that was surely handed out.
     highest: AtomicI64,
+    /// This process among the instances; 0 before it has joined them, which no instance is.
+    instance: AtomicI64,
+    /// The last of its beats that is surely committed. Blocks are large, and Postgres notes ahead which ones it hands out: the
+    /// loss of a few moments shows here alone.
+    beat: AtomicI64,
     gone: watch::Sender<bool>,
 }
 
 impl Default for History {
     fn default() -> History {
+        let [highest, instance, beat] = [const { AtomicI64::new(0) }; 3];
         let inner =
-            Inner { name: AtomicI64::new(-1), highest: AtomicI64::new(0), gone: watch::Sender::new(false) };
+            Inner { name: AtomicI64::new(-1), highest, instance, beat, gone: watch::Sender::new(false) };
         History { inner: Arc::new(inner) }
     }
 }
@@ -56,6 +64,17 @@ impl History {
         self.inner.highest.load(Relaxed)
     }
 
+    /// The number that the next beat of `instance` has: higher than any before it, also after others removed its row.
+    pub(super) fn next_beat(&self, instance: i64) -> i64 {
+        self.inner.instance.store(instance, Relaxed);
+        self.inner.beat.load(Relaxed) + 1
+    }
+
+    /// That beat is committed.
+    pub(super) fn beaten(&self, beat: i64) {
+        self.inner.beat.fetch_max(beat, Relaxed);
+    }
+
     /// Returns once a connection has found that Postgres went back in time.
     pub async fn gone(&self) {
         let mut gone = self.inner.gone.subscribe();
@@ -63,19 +82,25 @@ impl History {
         let _ = gone.wait_for(|gone| *gone).await;
     }
 
+    /// What this process knows for certain.
+    fn known(&self) -> Place {
+        let Inner { name, highest, beat, .. } = &*self.inner;
+        Place { name: name.load(Relaxed), last: highest.load(Relaxed), beat: Some(beat.load(Relaxed)) }
+    }
+
     /// Looks at a new connection.
     ///
     /// # Errors
     /// [`Error::Rewound`], and from then on for every connection.
     pub(super) async fn check(&self, client: &Client) -> Result<(), Error> {
-        // Before the look: blocks are handed out beside it.
-        let highest = self.highest();
-        let Some((name, last)) = place(client).await? else { return Ok(()) };
-        let known = match self.inner.name.compare_exchange(-1, name, Relaxed, Relaxed) {
-            Ok(_) => name,
-            Err(known) => known,
+        // Before the look, beside which both numbers rise.
+        let known = self.known();
+        let Some(found) = place(client, &self.inner.instance).await? else { return Ok(()) };
+        let name = match self.inner.name.compare_exchange(-1, found.name, Relaxed, Relaxed) {
+            Ok(_) => found.name,
+            Err(name) => name,
         };
-        if name == known && last >= highest {
+        if found.name == name && !found.lacks(&known) {
             return Ok(());
         }
         self.inner.gone.send_replace(true);
@@ -83,10 +108,32 @@ impl History {
     }
 }
 
-/// The history's name and the last block handed out; none before the tables are there.
-async fn place(client: &Client) -> Result<Option<(i64, i64)>, Error> {
-    match client.query_opt(PLACE, &[]).await {
-        Ok(row) => Ok(row.map(|row| (row.get(0), row.get(1)))),
+/// How far Postgres is, or must be.
+struct Place {
+    /// The history's.
+    name: i64,
+    /// The last block of ids that was handed out.
+    last: i64,
+    /// The last beat of the process that looks. None where it has no row: others took it for dead.
+    beat: Option<i64>,
+}
+
+impl Place {
+    /// Whether something is missing here that is known to have been committed.
+    fn lacks(&self, known: &Place) -> bool {
+        self.last < known.last || self.beat.zip(known.beat).is_some_and(|(found, known)| found < known)
+    }
+
+    /// Whether another process has seen to it that all numbers go on after what is known.
+    fn is_past(&self, known: &Place) -> bool {
+        self.last >= known.last && (self.name != known.name || !self.lacks(known))
+    }
+}
+
+/// None before the tables are there.
+async fn place(client: &impl GenericClient, instance: &AtomicI64) -> Result<Option<Place>, Error> {
+    match client.query_opt(PLACE, &[&instance.load(Relaxed)]).await {
+        Ok(row) => Ok(row.map(|row| Place { name: row.get(0), last: row.get(1), beat: row.get(2) })),
         Err(error)
             if [Some(&SqlState::UNDEFINED_TABLE), Some(&SqlState::UNDEFINED_COLUMN)]
                 .contains(&error.code()) =>
@@ -97,18 +144,19 @@ async fn place(client: &Client) -> Result<Option<(i64, i64)>, Error> {
     }
 }
 
-/// Begins a new history where Postgres has lost blocks of ids up to `highest`: every number that may have been handed out is passed
-/// over. Returns whether there was anything to do; another process may have done it.
+/// Begins a new history where Postgres has lost commits that are known at this address: every number that may have been handed out
+/// is passed over. Returns whether there was anything to do; another process may have done it.
 ///
 /// # Errors
 /// When Postgres cannot be reached or refuses.
-pub async fn begin_anew(address: &Address, highest: i64) -> Result<bool, Error> {
+pub async fn begin_anew(address: &Address) -> Result<bool, Error> {
     let mut client = address.connect_unchecked().await?;
     let transaction = client.transaction().await?;
     transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
-    let last: i64 = transaction.query_one("SELECT last_value FROM event_id_blocks", &[]).await?.get(0);
-    if last >= highest {
-        return Ok(false);
+    let known = address.history().known();
+    match place(&transaction, &address.history().inner.instance).await? {
+        Some(found) if !found.is_past(&known) => {}
+        _ => return Ok(false),
     }
     let mut name = [0u8; 8];
     getrandom::fill(&mut name).expect("the system has randomness");
@@ -121,7 +169,8 @@ pub async fn begin_anew(address: &Address, highest: i64) -> Result<bool, Error> 
             &[&AHEAD],
         )
         .await?;
-    transaction.execute("SELECT setval('event_id_blocks', $1)", &[&(highest + BLOCKS_AHEAD)]).await?;
+    let sql = "SELECT setval('event_id_blocks', greatest(last_value, $1) + $2) FROM event_id_blocks";
+    transaction.execute(sql, &[&known.last, &BLOCKS_AHEAD]).await?;
     let sql = "UPDATE engine_state SET history = $1, config_version = config_version + $2";
     transaction.execute(sql, &[&name, &AHEAD]).await?;
     transaction.commit().await?;

@@ -4,12 +4,12 @@
 use std::{collections::HashSet, path::Path, process::Command};
 
 use eventpulse::store::{Address, migrate};
-use eventpulse_embedded::Postgres;
+use eventpulse_embedded::{Postgres, Redis};
 use eventpulse_testkit::{Receiver, eventually, private_postgres, private_redis};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    PATIENCE, ids, postgres,
+    PATIENCE, count, ids, postgres,
     process::{Process, command_of},
 };
 
@@ -26,6 +26,63 @@ async fn while_down(mut server: Postgres, change: impl FnOnce() + Send + 'static
 
 fn run(program: &str, args: &[&str]) {
     assert!(Command::new(program).args(args).status().expect("it runs").success(), "{program} {args:?}");
+}
+
+/// A server whose data can be put back, and the engine on it as a process of its own.
+struct Stage {
+    url: String,
+    data: String,
+    backup: String,
+    redis: Redis,
+    process: Process,
+    gateway: Gateway,
+}
+
+impl Stage {
+    async fn start(name: &str) -> (Postgres, Stage) {
+        let (server, redis) = (private_postgres().await, private_redis().await);
+        let url = server.url("eventpulse");
+        migrate::migrate(&Address::parse(&url).unwrap()).await.unwrap();
+        let data: String = postgres(&url).await.query_one("SHOW data_directory", &[]).await.unwrap().get(0);
+        let backup = format!("{data}.backup");
+        // The same port after it has begun anew.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        // Its file is replaced while it runs, as by an upgrade.
+        let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+        std::fs::hard_link(env!("CARGO_BIN_EXE_eventpulse"), &program).expect("a second name");
+        let mut command = command_of(&program, &format!("serve --dispatcher-port 0 --port {port}"));
+        command.env("DATABASE_URL", &url).env("REDIS_URL", redis.url()).env("ALLOW_PRIVATE_TARGETS", "true");
+        let process = Process::spawn(command);
+        process.ready().await;
+        std::fs::remove_file(&program).expect("it was there");
+        let gateway = Gateway {
+            base: format!("http://127.0.0.1:{port}"),
+            client: reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap(),
+        };
+        (server, Stage { url, data, backup, redis, process, gateway })
+    }
+
+    async fn back_up(&self, server: Postgres) -> Postgres {
+        let (data, backup) = (self.data.clone(), self.backup.clone());
+        while_down(server, move || run("cp", &["-a", &data, &backup])).await
+    }
+
+    /// What came after the backup is lost.
+    async fn put_back(&self, server: Postgres) -> Postgres {
+        let (data, backup) = (self.data.clone(), self.backup.clone());
+        let server = while_down(server, move || {
+            run("rm", &["-rf", &data]);
+            run("mv", &[&backup, &data]);
+        })
+        .await;
+        self.process.says("beginning anew").await;
+        server
+    }
+
+    fn end(self, server: Postgres) {
+        self.process.kill();
+        drop((server, self.redis));
+    }
 }
 
 struct Gateway {
@@ -74,33 +131,14 @@ async fn delivered(receiver: &Receiver, sent: &[i64]) {
 
 #[tokio::test]
 async fn after_a_restored_backup_no_id_and_no_key_is_taken_for_another() {
-    let (server, redis) = (private_postgres().await, private_redis().await);
-    let url = server.url("eventpulse");
-    migrate::migrate(&Address::parse(&url).unwrap()).await.unwrap();
-    let data: String = postgres(&url).await.query_one("SHOW data_directory", &[]).await.unwrap().get(0);
-    let backup = format!("{data}.backup");
-
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    // The same port after it has begun anew.
-    // Its file is replaced while it runs, as by an upgrade.
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("eventpulse-{}", std::process::id()));
-    std::fs::hard_link(env!("CARGO_BIN_EXE_eventpulse"), &program).expect("a second name");
-    let mut command = command_of(&program, &format!("serve --dispatcher-port 0 --port {port}"));
-    command.env("DATABASE_URL", &url).env("REDIS_URL", redis.url()).env("ALLOW_PRIVATE_TARGETS", "true");
-    let process = Process::spawn(command);
-    process.ready().await;
-    std::fs::remove_file(&program).expect("it was there");
-    let gateway = Gateway {
-        base: format!("http://127.0.0.1:{port}"),
-        client: reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap(),
-    };
+    let (server, stage) = Stage::start("restored").await;
+    let gateway = &stage.gateway;
     let receivers = [Receiver::start().await, Receiver::start().await, Receiver::start().await];
     let kept = gateway.register(&receivers[0].url("/")).await;
     let mut sent = vec![gateway.send(&kept).await];
     delivered(&receivers[0], &sent).await;
 
-    let copy = (data.clone(), backup.clone());
-    let server = while_down(server, move || run("cp", &["-a", &copy.0, &copy.1])).await;
+    let server = stage.back_up(server).await;
     // All of this will be lost: events, and an account with its key.
     let lost = gateway.register(&receivers[1].url("/")).await;
     for _ in 0..20 {
@@ -110,12 +148,7 @@ async fn after_a_restored_backup_no_id_and_no_key_is_taken_for_another() {
     delivered(&receivers[0], &sent).await;
     let highest = *sent.iter().max().unwrap();
 
-    let put_back = move || {
-        run("rm", &["-rf", &data]);
-        run("mv", &[&backup, &data]);
-    };
-    let server = while_down(server, put_back).await;
-    process.says("beginning anew").await;
+    let server = stage.put_back(server).await;
     let after = gateway.send(&kept).await;
     assert!(after > highest + (1 << 20), "{after} follows {highest}");
     sent.push(after);
@@ -136,6 +169,42 @@ async fn after_a_restored_backup_no_id_and_no_key_is_taken_for_another() {
         .map(|request| request.headers["webhook-id"].to_str().unwrap().to_owned())
         .collect();
     assert_eq!(unique.len(), sent.len(), "one id for each event");
-    process.kill();
-    drop((server, redis));
+    stage.end(server);
+}
+
+/// So little that Postgres' sequences, which note ahead what they give, do not show it.
+#[tokio::test]
+async fn the_loss_of_a_few_moments_is_noticed() {
+    let (server, stage) = Stage::start("moments").await;
+    let receiver = Receiver::start().await;
+    let kept = stage.gateway.register(&receiver.url("/")).await;
+    let mut sent = vec![stage.gateway.send(&kept).await];
+    delivered(&receiver, &sent).await;
+
+    let server = stage.back_up(server).await;
+    let lost = eventually("an account is made", PATIENCE, async || {
+        let body = json!({ "name": "lost", "url": receiver.url("/lost") });
+        match stage.gateway.post("/register-webhook", None, body).await {
+            Some((201, body)) => Ok(body["apiKey"].as_str().expect("a key").to_owned()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    // No event, so no id of one is lost; a beat later the process knows of a number that will be.
+    let db = postgres(&stage.url).await;
+    let beat = async || count(&db, "SELECT max(beat) FROM instances").await;
+    let before = beat().await;
+    eventually("two beats", PATIENCE, async || match beat().await {
+        now if now >= before + 2 => Ok(()),
+        now => Err(format!("{before}, {now}")),
+    })
+    .await;
+
+    let server = stage.put_back(server).await;
+    sent.push(stage.gateway.send(&kept).await);
+    delivered(&receiver, &sent).await;
+    let event = json!({ "type": "t", "payload": 1 });
+    let (status, body) = stage.gateway.post("/send-event", Some(&lost), event).await.expect("an answer");
+    assert_eq!(status, 401, "the process does not remember what Postgres has lost: {body}");
+    stage.end(server);
 }
