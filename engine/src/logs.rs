@@ -9,7 +9,13 @@ use std::{
     time::Instant,
 };
 
-use tracing_subscriber::{EnvFilter, filter::ParseError};
+use tracing::{Level, Metadata};
+use tracing_subscriber::{
+    EnvFilter,
+    filter::{ParseError, filter_fn},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 use crate::config::{Log, value::LogFormat};
 
@@ -22,12 +28,22 @@ pub fn begin(settings: &Log, filter: &str) -> Result<(), ParseError> {
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Fails only when there is a subscriber already, and then logs go there.
     let _ = match settings.format {
-        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Text => {
+            let lines = lines.with_ansi(std::io::stderr().is_terminal());
+            lines.finish().with(filter_fn(is_for_all)).try_init()
+        }
         LogFormat::Json => {
-            lines.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()
+            let lines = lines.json().flatten_event(true).with_current_span(false).with_span_list(false);
+            lines.finish().with(filter_fn(is_for_all)).try_init()
         }
     };
     Ok(())
+}
+
+/// Whatever the filter says: below `info` the Postgres client writes every statement's parameters, which are payloads, headers,
+/// URLs and replies.
+fn is_for_all(line: &Metadata<'_>) -> bool {
+    *line.level() <= Level::INFO || !line.target().starts_with("tokio_postgres")
 }
 
 /// Milliseconds between two of the same warning.

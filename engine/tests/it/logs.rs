@@ -1,6 +1,6 @@
 //! Log lines and the ids of requests.
 
-use eventpulse_testkit::eventually;
+use eventpulse_testkit::{Receiver, eventually, receiver::Reply};
 use serde_json::{Value, json};
 
 use crate::harness::{
@@ -97,4 +97,86 @@ async fn a_json_log_tells_a_failed_request_by_its_id_and_at_most_once_a_second()
         (&json!(503), &json!("WARN"), &json!(0))
     );
     assert!(first["error"].as_str().is_some_and(|error| error.contains("dlq_entries")), "{first}");
+}
+
+/// Everything that is nobody else's business, through both roles, with every level of every module written.
+#[tokio::test]
+async fn no_log_line_holds_a_key_a_secret_or_a_payload() {
+    let url = database("secret-log").await;
+    let mut command = process::serve(&url, "");
+    command
+        .env("EVENTPULSE_LOG__FILTER", "trace")
+        .env("REGISTRATION_TOKEN", "token-5up3r")
+        .env("EVENTPULSE_SECRETS_KEY", "one:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
+    let process = Process::spawn(command);
+    let base = process.ready().await;
+    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().expect("a client");
+    let ask = async |request: reqwest::RequestBuilder| {
+        let answer = request.send().await.expect("an answer");
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap_or_default())
+    };
+    let receiver = Receiver::start().await;
+    // The first attempt fails with a reply of its own, the second succeeds.
+    receiver.script(|request| {
+        let first = request.headers["x-eventpulse-attempt"] == "1";
+        if first { Reply::status(500).with_body("reply-h1dden") } else { Reply::ok() }
+    });
+
+    let body = json!({
+        "name": "w",
+        "url": receiver.url("/hook?token=query-h1dden"),
+        "headers": { "x-their-key": "header-h1dden" },
+    });
+    let register = client.post(format!("{base}/register-webhook")).json(&body);
+    let (status, made) = ask(register.bearer_auth("token-5up3r")).await;
+    assert_eq!(status, 201, "{made}");
+    let key = made["apiKey"].as_str().expect("a key").to_owned();
+    let secret = made["webhook"]["secret"].as_str().expect("a secret").to_owned();
+    let hook = format!("{base}/webhooks/{}", made["webhook"]["id"]);
+    let (status, rotated) = ask(client.post(format!("{hook}/rotate-secret")).header("x-api-key", &key)).await;
+    assert_eq!(status, 200, "{rotated}");
+    let (status, second) = ask(client
+        .post(format!("{base}/api-keys"))
+        .header("x-api-key", &key)
+        .json(&json!({ "name": "ci", "scope": "send" })))
+    .await;
+    assert_eq!(status, 201, "{second}");
+    let event = json!({ "type": "t", "payload": { "card": "payload-h1dden" } });
+    for (key, wanted) in [(&*key, 201), ("ep_live_wrong-h1dden", 401)] {
+        let send = client.post(format!("{base}/send-event")).header("x-api-key", key);
+        let (status, body) = ask(send.header("idempotency-key", "idempotency-h1dden").json(&event)).await;
+        assert_eq!(status, wanted, "{body}");
+    }
+    // What is wrong with these is told to who sent them.
+    for body in ["{\"type\": \"t\", \"payload\": bad-h1dden", "{\"type\": 7, \"payload\": \"bad-h1dden\"}"] {
+        let send = client.post(format!("{base}/send-event")).header("x-api-key", &key);
+        assert_eq!(ask(send.body(body)).await.0, 400);
+    }
+    eventually("the second attempt is made", PATIENCE, async || match receiver.count() {
+        2 => Ok(()),
+        n => Err(n.to_string()),
+    })
+    .await;
+    let mut process = process;
+    process.signal(rustix::process::Signal::TERM);
+    assert!(process.exit().await.success());
+
+    let output = process.output();
+    assert!(output.contains("DEBUG eventpulse::"), "more is written than usual: {output}");
+    let text = |value: &Value| value.as_str().expect("text").to_owned();
+    let mut secrets = vec!["h1dden".to_owned(), "5up3r".to_owned(), key, secret];
+    secrets.extend([
+        text(&rotated["secret"]),
+        text(&second["key"]["apiKey"]),
+        "AAECAwQFBgcICQoLDA0O".to_owned(),
+    ]);
+    let mut found = Vec::new();
+    for secret in secrets {
+        // As bytes too, in which parameters of statements are written.
+        let bytes = secret.bytes().map(|byte| byte.to_string()).collect::<Vec<_>>().join(", ");
+        for form in [secret, bytes] {
+            found.extend(output.lines().filter(|line| line.contains(&form)).map(str::to_owned));
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
 }
