@@ -16,6 +16,7 @@ pub mod failpoint;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod http;
+pub mod huge_pages;
 pub mod ingest;
 pub mod lane;
 pub mod logs;

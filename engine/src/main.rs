@@ -8,7 +8,7 @@ use eventpulse::{
     config::{self, Config, Roles},
     dev,
     engine::Engine,
-    logs,
+    huge_pages, logs,
     store::{Address, migrate},
     transform,
 };
@@ -254,6 +254,7 @@ fn stopped_by(error: eventpulse::engine::Error) -> Failure {
     tracing::error!(error = chain(&error), "beginning anew");
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_default();
+    huge_pages::reset();
     let mut again = std::process::Command::new(own_program());
     // Returns only if it could not be done.
     let failed = again.arg0(name).args(arguments).exec();

@@ -6,13 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Which stages a stage may import. `model`, `config`, `metrics`, `failpoint` and `logs` are everybody's.
+/// Which stages a stage may import. `model`, `config`, `metrics`, `failpoint`, `huge_pages` and `logs` are everybody's.
 const ARROWS: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("model", &[]),
     ("metrics", &[]),
     ("failpoint", &[]),
     ("logs", &["config"]),
+    ("huge_pages", &[]),
     ("store", &["model"]),
     ("stream", &[]),
     ("ingest", &["store", "stream"]),
@@ -51,7 +52,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("commands", &["store", "stream", "transform"]),
 ];
 
-const COMMON: &[&str] = &["model", "config", "metrics", "failpoint", "logs"];
+const COMMON: &[&str] = &["model", "config", "metrics", "failpoint", "huge_pages", "logs"];
 
 fn sources(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

@@ -17,7 +17,10 @@ use tokio::{
 };
 
 use super::{Connection, Service, Tls};
-use crate::config;
+use crate::{config, huge_pages};
+
+/// Connections after which memory is looked at: thousands may come within the second between two of the usual looks.
+const ADJUST_EVERY: u64 = 256;
 
 /// A listening server.
 pub struct Server {
@@ -58,6 +61,7 @@ impl Server {
         let protocols = Arc::new(Protocols::new(&self.settings, self.stopping));
         let slots = Arc::new(Semaphore::new(self.settings.connections_max));
         let graceful = GracefulShutdown::new();
+        let mut accepted_in_all = 0u64;
         loop {
             let accepted = async {
                 // Without a free slot new connections wait in the listen queue, at the kernel's cost.
@@ -84,6 +88,10 @@ impl Server {
             let served = Served { gauge: self.connections.clone(), _slot: slot };
             let (protocols, service, watcher) = (protocols.clone(), service.clone(), graceful.watcher());
             served.gauge.increment(1.0);
+            accepted_in_all += 1;
+            if accepted_in_all.is_multiple_of(ADJUST_EVERY) {
+                huge_pages::adjust();
+            }
             // Apart, so that a plain connection has no room for what TLS needs.
             if let Some(tls) = self.tls.clone() {
                 let served = served.during(protocols.serve_tls(tls, stream, service, watcher, stop.clone()));

@@ -12,6 +12,7 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
+    huge_pages,
     metrics::Metrics,
     model::EventId,
     store::{Error, Link, Store},
@@ -89,6 +90,7 @@ impl Keeper {
                     }
                 }
                 metrics.upkeep();
+                huge_pages::adjust();
                 if !next(&mut stop).await {
                     return;
                 }

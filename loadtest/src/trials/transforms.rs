@@ -51,8 +51,9 @@ impl Stage<'_> {
     }
 }
 
-/// Deliveries a second from a full stream, through a filter that lets all of them pass, beside those without one. The filter
-/// is the one that `--module` names, with `min` 100 as its setting; without it, a module that gives back what it gets.
+/// Deliveries a second through a filter that lets all of them pass, beside those without one: with both roles at work from the
+/// first event sent to the last delivered, and from a full stream. The filter is the one that `--module` names, with `min` 100
+/// as its setting; without it, a module that gives back what it gets.
 ///
 /// # Errors
 /// When a delivery is missing or comes twice.
@@ -61,16 +62,48 @@ pub async fn filter(bench: &Bench) -> Result<(), Error> {
         Some(path) => std::fs::read(path)?,
         None => guests::echo(),
     };
-    let mut ratios = Vec::new();
+    let (mut whole, mut drain) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
+        let without = end_to_end(bench, "plain", None).await?;
+        let with = end_to_end(bench, "filtered", Some(module.clone())).await?;
+        println!("filter: end to end {without:.0}/s without, {with:.0} with = {:.2}", with / without);
+        whole.push(with / without);
         let without = drained(bench, "plain", None).await?;
         let with = drained(bench, "filtered", Some(module.clone())).await?;
-        println!("filter: {without:.0} deliveries/s without, {with:.0} with = {:.2}", with / without);
-        ratios.push(with / without);
+        println!("filter: from a full stream {without:.0}/s without, {with:.0} with = {:.2}", with / without);
+        drain.push(with / without);
     }
-    let (median, least, most) = spread(ratios);
-    println!("filter: {median:.2} x the deliveries without one ({least:.2}-{most:.2})");
+    for (what, ratios) in [("end to end", whole), ("from a full stream", drain)] {
+        let (median, least, most) = spread(ratios);
+        println!("filter: {what} {median:.2} x the deliveries without one ({least:.2}-{most:.2})");
+    }
     Ok(())
+}
+
+/// Events a second with both roles, of as many as are answered on 256 connections, until all of them are delivered.
+async fn end_to_end(bench: &Bench, name: &str, module: Option<Vec<u8>>) -> Result<f64, Error> {
+    let stage = Stage::start(bench, name, "both", &[]).await?;
+    let hook = stage.hook(None, name, &Value::Null).await?;
+    if let Some(module) = module {
+        stage.upload(&hook, module, &json!({ "min": "100" })).await?;
+    }
+    let seconds = bench.seconds.unwrap_or(8);
+    let load = Load { rate: None, connections: 256, ..stage.load(vec![hook.key], RATE, seconds) };
+    let (start, before) = (Instant::now(), Sample::take(stage.pids()));
+    let report = generate(load).await?;
+    let sent = start.elapsed().as_secs_f64();
+    stage.arrived(report.accepted_in_all).await?;
+    let (took, used) = (start.elapsed().as_secs_f64(), Sample::take(stage.pids()) - before);
+    let done = report.accepted_in_all as f64;
+    println!(
+        "  {name}: {done:.0} events sent in {sent:.1} s and delivered in {took:.1}; us each: engine {:.1} postgres {:.1} redis {:.1}; {} parked",
+        used.engine as f64 / done,
+        used.postgres as f64 / done,
+        used.redis as f64 / done,
+        stage.figure("lane_parked_total").await?
+    );
+    stage.stop();
+    Ok(done / took)
 }
 
 async fn drained(bench: &Bench, name: &str, module: Option<Vec<u8>>) -> Result<f64, Error> {
