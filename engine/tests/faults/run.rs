@@ -27,7 +27,7 @@ pub(crate) fn run(options: &Options) {
 }
 
 async fn play(options: &Options) {
-    let mut site = Site::start().await;
+    let mut site = Site::start(options.seed).await;
     let world = site.world();
     let load = Load::start(options.rate, site.gateways.clone(), world.accounts.clone());
     site.ledger = Some(load.ledger.clone());

@@ -46,7 +46,7 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    pub(crate) async fn start() -> Site {
+    pub(crate) async fn start(seed: u64) -> Site {
         let dir = scratch("faults");
         let (postgres, redis) = servers(&dir);
         let address = Address::parse(&postgres.url("eventpulse")).expect("a URL");
@@ -61,7 +61,7 @@ impl Site {
                 .replace(&direct, &format!(":{}/", postgres_proxy.addr().port())),
             redis: format!("redis://{}", redis_proxy.addr()),
             dir,
-            logs: logs(),
+            logs: logs(seed),
         };
         let mut site = Site {
             postgres,
@@ -170,9 +170,9 @@ impl Site {
     }
 }
 
-/// Where the logs of the last run are, also after its end.
-fn logs() -> PathBuf {
-    let dir = PathBuf::from(concat!(env!("CARGO_TARGET_TMPDIR"), "/faults"));
+/// Where the logs of the last run with this seed are, also after its end. Runs with several seeds may go on side by side.
+fn logs(seed: u64) -> PathBuf {
+    let dir = PathBuf::from(concat!(env!("CARGO_TARGET_TMPDIR"), "/faults")).join(seed.to_string());
     let _ = std::fs::remove_dir_all(&dir);
     std::fs::create_dir_all(&dir).expect("a directory for logs");
     dir
