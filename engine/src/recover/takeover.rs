@@ -4,7 +4,7 @@
 //! which another's did not change: a stalled Postgres stops both, and so kills nobody.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -52,8 +52,8 @@ pub struct Keeper {
 /// What the beats and the chores tell each other.
 #[derive(Default)]
 struct Shared {
-    /// Instances that the beats found dead.
-    dead: BTreeSet<i64>,
+    /// Instances that the beats found dead, with the beat at which each stands still.
+    dead: BTreeMap<i64, i64>,
     /// Owners of unsent batches, as of the last look: one without a row is watched all the same.
     owners: Vec<i64>,
 }
@@ -148,9 +148,10 @@ impl Chores<'_> {
             self.leftovers().await?;
         }
         self.remove_old_keys().await?;
-        let dead: Vec<i64> = lock(shared).dead.iter().copied().collect();
-        for instance in dead {
-            self.take_over(instance).await?;
+        // What was read before may be seconds old by now.
+        let dead = lock(shared).dead.clone();
+        for (instance, beat) in dead {
+            self.take_over(instance, beat).await?;
         }
         Ok(())
     }
@@ -168,11 +169,11 @@ impl Chores<'_> {
     }
 
     /// One page a round: more would only wait in memory.
-    async fn take_over(&self, dead: i64) -> Result<(), Error> {
+    async fn take_over(&self, dead: i64, beat: i64) -> Result<(), Error> {
         // Committed before any Redis call: no transaction is ever open across one.
-        let spans = self.store.take_over(dead, self.me, PAGE).await?;
+        let spans = self.store.take_over(dead, beat, self.me, PAGE).await?;
         if spans.is_empty() {
-            return self.store.leave(dead).await;
+            return self.store.bury(dead, beat).await;
         }
         tracing::info!(instance = dead, batches = spans.len(), "batches of a dead instance taken over");
         self.metrics.recover.taken_over.increment(spans.len() as u64);
@@ -215,8 +216,8 @@ struct Observed {
 }
 
 impl Observed {
-    /// Notes what one of our own confirmed beats saw; returns who has been still for too long.
-    fn note(&mut self, beats: &[(i64, i64)], me: i64, dead_after: u32) -> Vec<i64> {
+    /// Notes what one of our own confirmed beats saw; returns who has been still for too long, and at which beat.
+    fn note(&mut self, beats: &[(i64, i64)], me: i64, dead_after: u32) -> Vec<(i64, i64)> {
         self.others.retain(|id, _| beats.iter().any(|(other, _)| other == id));
         let mut dead = Vec::new();
         for (id, beat) in beats.iter().filter(|(id, _)| *id != me) {
@@ -227,7 +228,7 @@ impl Observed {
                 (*last, *still) = (*beat, 0);
             }
             if *still >= dead_after {
-                dead.push(*id);
+                dead.push((*id, *beat));
             }
         }
         dead
@@ -244,7 +245,7 @@ mod tests {
         for turn in 0..20 {
             let beating = (2, turn);
             let dead = observed.note(&[(1, 0), beating, (3, 7)], 1, 10);
-            assert_eq!(dead, if turn >= 9 { vec![3] } else { vec![] }, "turn {turn}");
+            assert_eq!(dead, if turn >= 9 { vec![(3, 7)] } else { vec![] }, "turn {turn}");
         }
         assert!(observed.note(&[(1, 0), (3, 8)], 1, 10).is_empty());
         assert_eq!(observed.others.len(), 1);
@@ -258,6 +259,6 @@ mod tests {
             add_rowless(&mut beats, &[2, 9]);
             observed.note(&beats, 1, 10)
         });
-        assert_eq!(found.last(), Some(vec![9]));
+        assert_eq!(found.last(), Some(vec![(9, -1)]));
     }
 }

@@ -113,16 +113,17 @@ impl Store {
         Ok(rows.iter().map(span).collect())
     }
 
-    /// Makes `new` batches of a dead owner ours. One short statement; rows another process takes over at
-    /// the same time are left to it.
-    pub async fn take_over(&self, dead: i64, me: i64, limit: i64) -> Result<Vec<Span>, Error> {
+    /// Makes `new` batches of a dead owner ours, unless it has beaten since its last known beat (-1 without a row): then it was slow
+    /// and is alive. One short statement; rows another process takes over at the same time are left to it.
+    pub async fn take_over(&self, dead: i64, beat: i64, me: i64, limit: i64) -> Result<Vec<Span>, Error> {
         let client = self.client().await?;
         let sql = "UPDATE batches SET owner = $2 WHERE first_id IN (
                        SELECT first_id FROM batches WHERE owner = $1 AND state = 0
                        ORDER BY first_id LIMIT $3 FOR UPDATE SKIP LOCKED)
+                       AND coalesce((SELECT beat FROM instances WHERE id = $1), -1) = $4
                    RETURNING first_id, n, config_version";
         let statement = client.prepare_cached(sql).await?;
-        let rows = client.query(&statement, &[&dead, &me, &limit]).await?;
+        let rows = client.query(&statement, &[&dead, &me, &limit, &beat]).await?;
         Ok(rows.iter().map(span).collect())
     }
 

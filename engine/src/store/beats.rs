@@ -33,12 +33,21 @@ impl Store {
         Ok(client.query_one(sql, &[&me]).await?.get(0))
     }
 
-    /// Removes an instance that leaves or has been found dead, if it owns no unsent batch any more.
+    /// Removes an instance that leaves, if it owns no unsent batch any more.
     pub async fn leave(&self, instance: i64) -> Result<(), Error> {
+        self.remove_instance(instance, None).await
+    }
+
+    /// The same for one that was found dead, unless it has beaten since.
+    pub async fn bury(&self, dead: i64, beat: i64) -> Result<(), Error> {
+        self.remove_instance(dead, Some(beat)).await
+    }
+
+    async fn remove_instance(&self, instance: i64, beat: Option<i64>) -> Result<(), Error> {
         let client = self.client().await?;
-        let sql = "DELETE FROM instances WHERE id = $1
+        let sql = "DELETE FROM instances WHERE id = $1 AND beat = coalesce($2, beat)
                    AND NOT EXISTS (SELECT FROM batches WHERE owner = $1 AND state = 0)";
-        client.execute(sql, &[&instance]).await?;
+        client.execute(sql, &[&instance, &beat]).await?;
         Ok(())
     }
 }

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use eventpulse::config::Roles;
+use eventpulse::{
+    config::Roles,
+    store::{Address, Link, Store},
+};
 use eventpulse_testkit::{Receiver, eventually, receiver::Reply};
 use serde_json::json;
 
@@ -333,4 +336,33 @@ async fn a_retry_of_a_webhook_just_registered_is_delivered() {
     .await;
     assert_eq!(count(&db, "SELECT count(*) FROM dlq_entries").await, 0);
     app.stop().await;
+}
+
+/// 1. An observer finds an instance dead. 2. It was only slow, and beats. 3. The observer gets to its batches: sent by both, each of
+///    their deliveries would be made twice.
+#[tokio::test]
+async fn who_beats_again_keeps_its_batches() {
+    let url = database("slowbeat").await;
+    let store = Store::new(&url, 2).expect("a URL");
+    let db = postgres(&url).await;
+    let (slow, other) = (store.join("api").await.expect("joined"), store.join("api").await.expect("joined"));
+    let batch = "INSERT INTO batches (first_id, last_id, n, owner, config_version, created_at)
+                 VALUES (1024, 1024, 1, $1, 1, now())";
+    db.execute(batch, &[&slow]).await.expect("a batch");
+    let mut link = Link::new(Address::parse(&url).expect("a URL"), PATIENCE);
+    let mut beat = async || {
+        let beats = link.beat(slow, "api").await.expect("a beat");
+        beats.into_iter().find(|(id, _)| *id == slow).expect("its own").1
+    };
+    let (stale, current) = (beat().await, beat().await);
+    assert!(stale < current);
+    assert_eq!(store.take_over(slow, stale, other, 10).await.expect("asked"), []);
+    store.bury(slow, stale).await.expect("asked");
+    assert_eq!(store.take_over(slow, current, other, 10).await.expect("asked").len(), 1);
+    store.bury(slow, stale).await.expect("asked");
+    assert_eq!(count(&db, "SELECT count(*) FROM instances").await, 2, "alive, with no batch left");
+    store.bury(slow, current).await.expect("asked");
+    // An owner without a row stands still at -1.
+    db.execute("UPDATE batches SET owner = $1", &[&slow]).await.expect("changed");
+    assert_eq!(store.take_over(slow, -1, other, 10).await.expect("asked").len(), 1);
 }
