@@ -10,6 +10,7 @@ pub mod rows;
 pub mod schedule;
 pub mod stage;
 pub mod transforms;
+pub mod undelivered;
 pub mod watch;
 pub mod wiped;
 
@@ -33,7 +34,7 @@ pub struct Bench {
 }
 
 /// The trials by name, in the order in which they run.
-pub const ALL: [&str; 13] = [
+pub const ALL: [&str; 14] = [
     "failing",
     "recovery",
     "fanout",
@@ -47,6 +48,7 @@ pub const ALL: [&str; 13] = [
     "neighbours",
     "wiped",
     "outage",
+    "undelivered",
 ];
 
 /// Runs one trial.
@@ -68,6 +70,7 @@ pub async fn run(bench: &Bench, name: &str) -> Result<(), Error> {
         "neighbours" => transforms::neighbours(bench).await,
         "wiped" => wiped::wiped(bench).await,
         "outage" => outage::outage(bench).await,
+        "undelivered" => undelivered::undelivered(bench).await,
         _ => Err(format!("there is no trial {name}; there are: {}", ALL.join(", ")).into()),
     }
 }

@@ -244,8 +244,11 @@ async fn a_pushed_example_filters_what_its_endpoint_gets() {
         push(account.key.clone(), root().join("Cargo.toml")).await.expect("no panic"),
         "the gateway answered 422",
     );
-    let answer = push(account.key.clone(), module).await.expect("no panic");
+    let answer = push(account.key.clone(), module.clone()).await.expect("no panic");
     says(answer, &format!("version 1 of webhook {} is ready\n", account.webhook));
+    let answer = push(account.key.clone(), module).await.expect("no panic");
+    let same = format!("nothing changed: version 1 of webhook {} has this module already\n", account.webhook);
+    says(answer, &same);
 
     let url = app.url(&format!("/webhooks/{}/transform", account.webhook));
     let request =

@@ -13,7 +13,7 @@ struct Options {
     /// The engine's program.
     #[arg(long)]
     engine: PathBuf,
-    /// Only these of: failing, recovery, fanout, minute, hung, registered, idle, peers, node, filter, neighbours, wiped, outage.
+    /// Only these of: failing, recovery, fanout, minute, hung, registered, idle, peers, node, filter, neighbours, wiped, outage, undelivered.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Events (failing), webhooks (fanout, registered), rows (minute, hung), connections (idle) or settled events (wiped), in place of the

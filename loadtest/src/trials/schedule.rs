@@ -8,7 +8,7 @@ use super::{
     Bench, must,
     rows::{self, Rows},
     stage::{Stage, each},
-    watch::Watch,
+    watch::{REDIS_MAX, Watch, redis_bytes},
 };
 use crate::{
     compare::rounds::{generate, sampled},
@@ -69,9 +69,14 @@ pub async fn minute(bench: &Bench) -> Result<(), Error> {
         seen.pings.max() as f64 / 1000.0,
         seen.resident_kib,
     );
-    println!("  {}", each(used, stage.receiver_time() - before, n));
+    println!(
+        "  {}; Redis {} KiB at most",
+        each(used, stage.receiver_time() - before, n),
+        seen.redis_bytes >> 10
+    );
     stage.stop();
-    must(seen.due <= DUE_MAX, || format!("`due` had {} members", seen.due))
+    must(seen.due <= DUE_MAX, || format!("`due` had {} members", seen.due))?;
+    must(seen.redis_bytes < REDIS_MAX, || format!("Redis used {} bytes", seen.redis_bytes))
 }
 
 /// One phase beside or without an endpoint that hangs.
@@ -108,12 +113,14 @@ pub async fn hung(bench: &Bench) -> Result<(), Error> {
     }
     let opened = start.elapsed();
     let with = phase(&stage, load).await?;
+    let redis = redis_bytes(&mut stage.redis.clone()).await?;
     let waiting = stage.count("SELECT count(*) FROM scheduled").await?;
     let letters = stage.count("SELECT count(*) FROM dlq_entries").await?;
     println!(
-        "hung: {n} parked (written in {:.0} s), breaker open after {:.1} s; {waiting} still wait",
+        "hung: {n} parked (written in {:.0} s), breaker open after {:.1} s; {waiting} still wait; Redis {} KiB",
         written.as_secs_f64(),
-        opened.as_secs_f64()
+        opened.as_secs_f64(),
+        redis >> 10
     );
     for (name, phase) in [("without", &without), ("with it", &with)] {
         println!(

@@ -16,6 +16,9 @@ const EVERY: Duration = Duration::from_millis(100);
 /// Beyond it a PING counts as that long, in microseconds.
 const PING_MAX: u64 = 60_000_000;
 
+/// What Redis may use in every state, in bytes.
+pub const REDIS_MAX: u64 = 256 << 20;
+
 /// The most that was seen.
 #[derive(Clone, Debug)]
 pub struct Seen {
@@ -27,6 +30,8 @@ pub struct Seen {
     pub member_bytes: f64,
     /// Resident memory of the engine.
     pub resident_kib: u64,
+    /// `used_memory` of Redis, in bytes.
+    pub redis_bytes: u64,
 }
 
 /// Looks until it is asked what it saw.
@@ -39,7 +44,8 @@ impl Watch {
     /// `due` is the set's name in Redis, `pid` the engine.
     pub fn start(redis: MultiplexedConnection, due: String, pid: u32) -> Watch {
         let pings = Histogram::new_with_bounds(1, PING_MAX, 3).expect("sensible bounds");
-        let seen = Arc::new(Mutex::new(Seen { pings, due: 0, member_bytes: 0.0, resident_kib: 0 }));
+        let seen =
+            Arc::new(Mutex::new(Seen { pings, due: 0, member_bytes: 0.0, resident_kib: 0, redis_bytes: 0 }));
         let task = tokio::spawn(look(redis, due, pid, seen.clone()));
         Watch { seen, task }
     }
@@ -74,7 +80,9 @@ async fn look(
             // Redis looks at five members for it.
             bytes = redis::cmd("MEMORY").arg("USAGE").arg(&due).query_async(&mut redis).await?;
         }
+        let used = redis_bytes(&mut redis).await?;
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.redis_bytes = seen.redis_bytes.max(used);
         seen.pings.saturating_record(ping);
         seen.resident_kib = seen.resident_kib.max(resident_kib(pid));
         if let Some(bytes) = bytes {
@@ -82,4 +90,14 @@ async fn look(
         }
         seen.due = seen.due.max(members);
     }
+}
+
+/// What Redis says it uses, in bytes.
+///
+/// # Errors
+/// When it does not say.
+pub async fn redis_bytes(redis: &mut MultiplexedConnection) -> Result<u64, Error> {
+    let info: String = redis::cmd("INFO").arg("memory").query_async(redis).await?;
+    let used = info.lines().find_map(|line| line.strip_prefix("used_memory:"));
+    Ok(used.ok_or("Redis does not say what it uses")?.trim().parse()?)
 }

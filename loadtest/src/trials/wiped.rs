@@ -131,7 +131,7 @@ pub async fn wiped(bench: &Bench) -> Result<(), Error> {
     must(moved == 0, || format!("{moved} retries have another time"))
 }
 
-fn dispatcher(stage: &Stage<'_>) -> Result<Engine, Error> {
+pub(super) fn dispatcher(stage: &Stage<'_>) -> Result<Engine, Error> {
     let bench = stage.bench;
     let (url, redis) = (&stage.engine.database_url, bench.servers.redis.url());
     Engine::start(&bench.engine, "dispatcher", url, &redis, &settings(bench, &[]), &bench.servers.dir)

@@ -38,7 +38,7 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<(), Error>
     let mut config = config.clone();
     config.transform.threads = 2;
     let (host, module) = hosted(&config, &subject.module).await?;
-    let settings = Arc::new(subject.set.clone());
+    let settings = subject.config()?;
     println!("threads  p50 us  p99 us  calls/s");
     for threads in 1..=2 {
         let load = Load { host: &host, module: &module, event: &event, settings: &settings, threads };

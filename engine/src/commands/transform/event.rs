@@ -9,6 +9,13 @@ use serde_json::value::RawValue;
 use super::{Error, read, show};
 use crate::model::{AccountId, Event, EventId, Timestamp};
 
+/// The whole answer of `GET /events/:id`.
+#[derive(Deserialize)]
+struct Answer<'a> {
+    #[serde(borrow)]
+    event: Option<&'a RawValue>,
+}
+
 /// As `POST /send-event` takes it. What the API shows beside is taken too, so that a real event can be pasted.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -26,7 +33,9 @@ pub(super) fn of_file(path: &Path) -> Result<Arc<Event>, Error> {
 }
 
 fn parse(text: &[u8]) -> Result<Event, String> {
-    let written: Written = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    let answer: Answer = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    let event = answer.event.map_or(text, |event| event.get().as_bytes());
+    let written: Written = serde_json::from_slice(event).map_err(|error| error.to_string())?;
     let created_at = match &written.created_at {
         None => Timestamp::now(),
         Some(text) => text
@@ -58,6 +67,9 @@ mod tests {
             (event.id, event.created_at.to_string()),
             (EventId(7), "2026-01-31T08:00:00.123Z".to_owned())
         );
+        let answer = br#"{"ok":true,"event":{"id":8,"type":"a","payload":{"n":1.50}}}"#;
+        let event = parse(answer).unwrap();
+        assert_eq!((event.id, &event.payload[..]), (EventId(8), &br#"{"n":1.50}"#[..]));
     }
 
     #[test]

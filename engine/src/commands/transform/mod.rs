@@ -108,13 +108,26 @@ fn refused(path: &Path, error: CompileError) -> Error {
 struct Subject {
     /// The module's file: a component, or a core module as cargo writes it.
     module: PathBuf,
-    /// A JSON file with the event: `{"type":…,"payload":…}`, or one as the API shows it.
+    /// A JSON file with the event: `{"type":…,"payload":…}`, or an answer of `GET /events/:id`.
     #[arg(long, value_name = "FILE")]
     event: PathBuf,
-    /// One of the webhook's settings.
+    /// One of the webhook's settings; may be given several times.
     // Not `--config`, which names a file everywhere.
     #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
     set: Vec<(String, String)>,
+}
+
+impl Subject {
+    /// # Errors
+    /// When a setting is given twice: one of the two would not count.
+    fn config(&self) -> Result<Arc<Vec<(String, String)>>, Error> {
+        for (at, (name, _)) in self.set.iter().enumerate() {
+            if self.set[..at].iter().any(|(before, _)| before == name) {
+                return Err(Error::Name(format!("`--set {name}=...` is given twice")));
+            }
+        }
+        Ok(Arc::new(self.set.clone()))
+    }
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use reqwest::{Response, header::CONTENT_TYPE};
+use reqwest::{Response, StatusCode, header::CONTENT_TYPE};
 use serde::Deserialize;
 
 use super::{Error, read};
@@ -18,7 +18,7 @@ pub struct Options {
     #[arg(long, value_name = "ID")]
     webhook: i64,
     /// Where the gateway is.
-    #[arg(long, default_value = "http://127.0.0.1:3000")]
+    #[arg(long, default_value = "http://127.0.0.1:3000", value_parser = base)]
     url: String,
     /// The account's API key.
     #[arg(long, env = "EP_API_KEY", hide_env_values = true)]
@@ -26,6 +26,14 @@ pub struct Options {
     /// How long to wait until the module is compiled, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 180)]
     wait: u64,
+}
+
+fn base(text: &str) -> Result<String, String> {
+    if text.starts_with("http://") || text.starts_with("https://") {
+        Ok(text.trim_end_matches('/').to_owned())
+    } else {
+        Err("begin it with http:// or https://".to_owned())
+    }
 }
 
 const REQUEST_MAX: Duration = Duration::from_secs(60);
@@ -57,10 +65,12 @@ struct Version {
 pub(super) async fn run(options: &Options) -> Result<(), Error> {
     let wasm = read(&options.module)?;
     let client = reqwest::Client::builder().timeout(REQUEST_MAX).build()?;
-    let path = format!("{}/webhooks/{}/transform", options.url.trim_end_matches('/'), options.webhook);
+    let path = format!("{}/webhooks/{}/transform", options.url, options.webhook);
     let request =
         client.put(&path).header("x-api-key", &options.key).header(CONTENT_TYPE, "application/wasm");
-    let Answer { transform: mut version } = accepted(request.body(wasm).send().await?).await?;
+    let answer = request.body(wasm).send().await?;
+    let is_new = answer.status() != StatusCode::OK;
+    let Answer { transform: mut version } = accepted(answer).await?;
     let began = Instant::now();
     while version.state == "compiling" {
         if began.elapsed().as_secs() >= options.wait {
@@ -82,7 +92,12 @@ pub(super) async fn run(options: &Options) -> Result<(), Error> {
         let reason = version.reason.as_deref().unwrap_or("no reason given");
         return Err(Error::Unfinished(format!("version {} was rejected: {reason}", version.version)));
     }
-    println!("version {} of webhook {} is {}", version.version, options.webhook, version.state);
+    let Version { version, state, .. } = version;
+    if is_new {
+        println!("version {version} of webhook {} is {state}", options.webhook);
+    } else {
+        println!("nothing changed: version {version} of webhook {} has this module already", options.webhook);
+    }
     Ok(())
 }
 

@@ -1,7 +1,5 @@
 //! `eventpulse transform run`: one call, shown whole.
 
-use std::sync::Arc;
-
 use super::{Error, Subject, event, hosted};
 use crate::{
     config::Config,
@@ -19,7 +17,7 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<(), Error>
     let subject = &options.subject;
     let event = event::of_file(&subject.event)?;
     let (host, module) = hosted(config, &subject.module).await?;
-    let input = Input { event, webhook: WebhookId(1), version: 1, config: Arc::new(subject.set.clone()) };
+    let input = Input { event, webhook: WebhookId(1), version: 1, config: subject.config()? };
     let called = host.call(&module, input).await;
     print!("{}", report(&called));
     match called.result {
