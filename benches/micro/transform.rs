@@ -17,7 +17,7 @@ use eventpulse::{
     config,
     metrics::Metrics,
     model::WebhookId,
-    transform::{Host, Input, Module, compile_in_this_process},
+    transform::{Host, Input, Module, Returns, compile_in_this_process},
 };
 use eventpulse_bench::{fixtures, servers};
 use eventpulse_testkit::guests;
@@ -128,11 +128,13 @@ fn on_threads(host: &Host, module: &Module, threads: u64, calls: u64) -> Duratio
 async fn queued(host: &Arc<Host>, module: &Arc<Module>, webhooks: u64, calls: u64) -> Duration {
     let begin = Instant::now();
     let mut in_hand = JoinSet::new();
+    let returns = Returns::start();
     for number in 0..IN_HAND {
-        let (host, module) = (host.clone(), module.clone());
+        let (host, module, returns) = (host.clone(), module.clone(), returns.clone());
         in_hand.spawn(async move {
             for _ in 0..calls / IN_HAND + u64::from(number < calls % IN_HAND) {
-                host.call(&module, input(number % webhooks)).await.result.expect("it answers");
+                let called = host.call_by(&module, input(number % webhooks), &returns).await;
+                called.result.expect("it answers");
             }
         });
     }

@@ -134,6 +134,7 @@ catalogue! {
         open: Gauge "eventpulse_lane_open" "Lanes with work or recently so.";
         queued: Gauge "eventpulse_lane_queued" "Deliveries waiting in lanes.";
         deferred: Counter "eventpulse_lane_deferred_total" "Deliveries that wait for their lane beside their open stream entry.";
+        deferred_read: Counter "eventpulse_lane_deferred_read_total" "Of those, whose payload was read from Postgres again.";
         waiting: Gauge "eventpulse_lane_deferred" "Deliveries waiting so now.";
         parked_full: Counter "eventpulse_lane_parked_total" ["reason" = "parked"] "Deliveries moved from memory to the schedule, by reason.";
         parked_held: Counter "eventpulse_lane_parked_total" ["reason" = "held"] "Deliveries moved from memory to the schedule, by reason.";

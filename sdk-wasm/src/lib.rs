@@ -34,7 +34,7 @@
 //!
 //! # Features
 //!
-//! `small`, which is on by default, puts a heap of 64 KiB into the module's first memory. The host gives every call fresh
+//! `small`, which is on by default, puts a heap of 30 KiB into the module's first memory. The host gives every call fresh
 //! memory, and a module that does not grow it is several times cheaper to call. What does not fit takes more
 //! memory, as without the feature.
 

@@ -238,7 +238,7 @@ section!(
         /// Deliveries waiting in memory behind them; what exceeds it is parked in `scheduled`. At most half of
         /// `dispatch.held_max`, so that one webhook cannot take all of it.
         queue_max: usize = 8192,
-        /// Deliveries of all fast lanes together that wait beyond `queue_max` beside their open stream entries, 32 bytes each.
+        /// Deliveries of all fast lanes together that wait beyond `queue_max` beside their open stream entries, 40 bytes each.
         /// One webhook has at most half. Further ones are parked in `scheduled`, which costs Postgres more than a delivery. 0
         /// parks all.
         deferred_max: usize = 524_288,

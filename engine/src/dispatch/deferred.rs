@@ -1,20 +1,21 @@
-//! What a fast lane has no room for at the moment waits beside its open stream entry: as a name, without a payload, a
-//! permit or a row. Parking a delivery in Postgres costs more than making it (ADR 0008), and a lane that makes thousands a second
-//! is there in a moment. The entry stays pending, so a crash loses nothing, and whoever claims it reads what is settled first.
+//! What a fast lane has no room for at the moment waits beside its open stream entry: as a name, without a permit or a row, and
+//! beyond the first megabytes without its payload. Parking a delivery in Postgres costs more than making it (ADR 0008), and a lane
+//! that makes thousands a second is there in a moment. The entry stays pending, so a crash loses nothing, and whoever claims it reads what is settled first.
 //!
 //! Lanes that are slow, or have an open breaker, get nothing here: an ack never waits for a slow endpoint.
 
+mod queue;
+
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::{HashMap, HashSet},
+    sync::Arc,
     time::Duration,
 };
 
-use tokio::{
-    sync::{Notify, watch},
-    time::Instant,
-};
+use tokio::{sync::watch, time::Instant};
 
+pub(super) use self::queue::Deferred;
+use self::queue::{Inner, Waiting};
 use super::{
     Context, Delivery, Permit,
     budget::{Ask, Bytes},
@@ -22,8 +23,8 @@ use super::{
 };
 use crate::{
     deliver::Target,
-    lane::{Lane, Load},
-    model::{AccountId, Event, EventId, State, Try, WebhookId},
+    lane::{Lane, Load, PULL_MAX},
+    model::{Event, EventId, State, Try, WebhookId},
     settle::{Item, Open},
     store,
 };
@@ -31,9 +32,12 @@ use crate::{
 /// Longest time that a delivery waits here, and longest that it may be expected to: what the schedule takes for near.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// Deliveries of one step, and of one webhook in it.
+/// Deliveries of one step.
 const STEP_MAX: usize = 1024;
-const LANE_STEP_MAX: usize = 512;
+
+/// A lane with so many in its queue is given more only when it has room for a whole step: each step reads payloads from Postgres, and a
+/// statement costs as much as some forty rows.
+const ENOUGH: usize = 2 * PULL_MAX;
 
 /// Payload bytes of one step; one delivery goes whatever its size.
 const STEP_BYTES_MAX: usize = 8 << 20;
@@ -47,15 +51,6 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// With so many lanes waiting, the pause is twice as long: each look at all of them costs.
 const LANES: usize = 1000;
 
-/// One delivery that waits. The webhook is its queue's.
-struct Waiting {
-    event: EventId,
-    account: AccountId,
-    /// Of its payload, in bytes.
-    size: u32,
-    entry: Arc<Open>,
-}
-
 /// One that gets its turn.
 struct Picked {
     webhook: WebhookId,
@@ -63,98 +58,15 @@ struct Picked {
     permit: Permit,
 }
 
-/// All that waits, by webhook, within a bound for all of them.
-pub(super) struct Deferred {
-    max: usize,
-    inner: Mutex<Inner>,
-    came: Notify,
-}
-
-#[derive(Default)]
-struct Inner {
-    total: usize,
-    queues: HashMap<WebhookId, VecDeque<Waiting>>,
-    /// Whose turn it is; each webhook with a queue is in it once.
-    turns: VecDeque<WebhookId>,
-}
-
-impl Deferred {
-    pub(super) fn new(max: usize) -> Deferred {
-        Deferred { max, inner: Mutex::default(), came: Notify::new() }
-    }
-
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Deliveries that wait.
-    pub(super) fn len(&self) -> usize {
-        self.inner().total
-    }
-
-    /// Whether some of this webhook wait already. What comes after them goes behind them.
-    pub(super) fn waits_for(&self, webhook: WebhookId) -> bool {
-        let inner = self.inner();
-        inner.total > 0 && inner.queues.contains_key(&webhook)
-    }
-
-    /// Takes one in, if its lane is likely to come to it in time. A webhook may have what the others leave free, and so
-    /// never more than half.
-    fn push(&self, webhook: WebhookId, load: Load, waiting: Waiting) -> bool {
-        let mut inner = self.inner();
-        let queue = inner.queues.get(&webhook).map_or(0, VecDeque::len);
-        let wait = load.gap * (load.queued + queue) as f64;
-        if load.slow || load.open || wait > WAIT_MAX.as_secs_f64() || queue >= self.max - inner.total {
-            return false;
-        }
-        if queue == 0 {
-            inner.turns.push_back(webhook);
-        }
-        inner.queues.entry(webhook).or_default().push_back(waiting);
-        inner.total += 1;
-        if inner.total == 1 {
-            self.came.notify_one();
-        }
-        true
-    }
-}
-
-impl Inner {
-    /// Takes up to `max` out of the front of a queue, as long as `wanted` says so. A queue that is empty then is gone; its
-    /// turn is the caller's to end.
-    fn take(
-        &mut self,
-        webhook: WebhookId,
-        max: usize,
-        mut wanted: impl FnMut(&Waiting) -> bool,
-    ) -> Vec<Waiting> {
-        let Some(queue) = self.queues.get_mut(&webhook) else { return Vec::new() };
-        let n = queue.iter().take(max).take_while(|waiting| wanted(waiting)).count();
-        let taken: Vec<Waiting> = queue.drain(..n).collect();
-        self.total -= taken.len();
-        if queue.is_empty() {
-            self.queues.remove(&webhook);
-        }
-        taken
-    }
-
-    fn put_back(&mut self, webhook: WebhookId, waiting: Waiting) {
-        if !self.queues.contains_key(&webhook) {
-            self.turns.push_back(webhook);
-        }
-        self.queues.entry(webhook).or_default().push_front(waiting);
-        self.total += 1;
-    }
-}
-
 impl Context {
     /// Whether a delivery may wait beside its entry; then it does.
-    pub(super) fn defer(&self, target: &Target, load: Load, event: &Event, entry: &Arc<Open>) -> bool {
+    pub(super) fn defer(&self, target: &Target, load: Load, event: &Arc<Event>, entry: &Arc<Open>) -> bool {
         let waiting = Waiting {
             event: event.id,
             account: event.account,
             size: u32::try_from(event.payload.len()).unwrap_or(u32::MAX),
             entry: entry.clone(),
+            kept: Some(event.clone()),
         };
         // Not while Redis is not as it was left: who makes its index again has to find in Postgres what is in hand.
         let taken = target.webhook.state == State::Active
@@ -206,8 +118,7 @@ async fn step(context: &Arc<Context>) -> Result<usize, store::Error> {
         return Ok(0);
     }
     let n = picked.len();
-    let ids: HashSet<EventId> = picked.iter().map(|picked| picked.waiting.event).collect();
-    let events = match context.store.events_of(&ids.into_iter().collect::<Vec<_>>()).await {
+    let events = match again(context, &picked).await {
         Ok(events) => events,
         Err(error) => {
             put_back(context, picked);
@@ -235,6 +146,17 @@ async fn step(context: &Arc<Context>) -> Result<usize, store::Error> {
     Ok(n)
 }
 
+/// The events of which only the names were kept.
+async fn again(context: &Context, picked: &[Picked]) -> Result<HashMap<EventId, Arc<Event>>, store::Error> {
+    let names = picked.iter().map(|picked| &picked.waiting).filter(|waiting| waiting.kept.is_none());
+    let ids: HashSet<EventId> = names.map(|waiting| waiting.event).collect();
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    context.metrics.lane.deferred_read.increment(ids.len() as u64);
+    context.store.events_of(&ids.into_iter().collect::<Vec<_>>()).await
+}
+
 /// Who comes next: each webhook in turn, within its lane's room and the budget.
 fn pick(context: &Context) -> Vec<Picked> {
     let mut inner = context.deferred.inner();
@@ -245,7 +167,11 @@ fn pick(context: &Context) -> Vec<Picked> {
         }
         let Some(webhook) = inner.turns.pop_front() else { break };
         let lane = context.lanes.of(webhook);
-        let (room, load) = (lane.room().min(LANE_STEP_MAX), lane.load());
+        let (room, load) = (lane.room(), lane.load());
+        if room < PULL_MAX && load.queued >= ENOUGH {
+            inner.turns.push_back(webhook);
+            continue;
+        }
         let mut permits = Vec::new();
         let taken = inner.take(webhook, room, |waiting| {
             let ask = Ask { account: waiting.account, busy: load.busy, slow: load.slow };
@@ -282,8 +208,8 @@ async fn resume(
     target: Option<&Arc<Target>>,
     (webhook, waiting, permit): (WebhookId, Waiting, Permit),
 ) {
-    let Waiting { event: id, account, entry, .. } = waiting;
-    let Some(event) = event else {
+    let Waiting { event: id, account, entry, kept, .. } = waiting;
+    let Some(event) = kept.or_else(|| event.cloned()) else {
         context.metrics.dispatch.orphans.increment(1);
         let item = Item { record: None, entry: Some(entry), permit: Some(permit) };
         return context.recorder.settle(item).await;
@@ -291,7 +217,7 @@ async fn resume(
     let Some(target) = target else {
         return work::webhook_gone(context, account, (id, webhook), Try::FIRST, Some(entry)).await;
     };
-    let delivery = Delivery::first(event.clone(), target.clone(), entry, Some(permit));
+    let delivery = Delivery::first(event, target.clone(), entry, Some(permit));
     work::admit(context, delivery).await;
 }
 
@@ -342,57 +268,4 @@ async fn schedule(
     let mut record = work::nothing_yet(account, (event, webhook), Try::FIRST, entry.origin, false);
     record.later = Some(parking::later(context, &own, &record, Try::FIRST.attempt, wait, reason));
     context.recorder.settle(Item { record: Some(record), entry: Some(entry), permit: None }).await;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FAST: Load = Load { busy: true, slow: false, open: false, queued: 10, gap: 0.001 };
-
-    fn waiting(event: i64) -> Waiting {
-        let entry = Arc::new(Open::new("1-0".into(), 1, 1, false));
-        Waiting { event: EventId(event), account: AccountId(1), size: 100, entry }
-    }
-
-    fn events(taken: &[Waiting]) -> Vec<i64> {
-        taken.iter().map(|waiting| waiting.event.0).collect()
-    }
-
-    #[tokio::test]
-    async fn only_what_a_fast_lane_soon_comes_to_is_taken_in() {
-        let deferred = Deferred::new(100);
-        let push = |load| deferred.push(WebhookId(1), load, waiting(1));
-        assert!(!push(Load { slow: true, ..FAST }) && !push(Load { open: true, ..FAST }));
-        assert!(!push(Load { gap: 4.0, ..FAST }), "forty seconds of work are before it");
-        assert!(push(Load { gap: 3.0, ..FAST }));
-        assert!(!push(Load { gap: 3.0, ..FAST }), "the one before it counts");
-        assert_eq!(deferred.len(), 1);
-    }
-
-    #[tokio::test]
-    async fn one_webhook_leaves_half_to_the_others() {
-        let deferred = Deferred::new(100);
-        let fill =
-            |webhook| (0..).take_while(|n| deferred.push(WebhookId(webhook), FAST, waiting(*n))).count();
-        assert_eq!((fill(1), fill(2), fill(1)), (50, 25, 0));
-    }
-
-    #[tokio::test]
-    async fn they_come_out_in_order_and_go_back_in_order() {
-        let deferred = Deferred::new(100);
-        for n in 0..5 {
-            deferred.push(WebhookId(1), FAST, waiting(n));
-        }
-        let mut inner = deferred.inner();
-        let taken = inner.take(WebhookId(1), 3, |_| true);
-        assert_eq!((events(&taken), inner.total), (vec![0, 1, 2], 2));
-        for waiting in taken.into_iter().rev() {
-            inner.put_back(WebhookId(1), waiting);
-        }
-        let all = inner.take(WebhookId(1), usize::MAX, |waiting| waiting.event.0 < 4);
-        assert_eq!(events(&all), [0, 1, 2, 3]);
-        assert_eq!(events(&inner.take(WebhookId(1), 1, |_| true)), [4]);
-        assert_eq!((inner.total, inner.queues.len()), (0, 0));
-    }
 }

@@ -355,7 +355,7 @@ impl Context {
             kept: Kept { success: deliver.success_bytes_kept, failure: deliver.failure_bytes_kept },
             fence: Fence::new(dispatch.dead_after),
             opened,
-            deferred: Deferred::new(config.lane.deferred_max),
+            deferred: Deferred::new(config.lane.deferred_max, dispatch.held_bytes_max / 8),
             leases: Leases::default(),
             gate,
             stream,

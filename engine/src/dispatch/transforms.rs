@@ -19,7 +19,7 @@ use crate::{
     deliver::{Content, Target, outcome::clean},
     model::{Event, OnError, Pin, Transform, TransformState, Webhook, WebhookId},
     store::{self, Store},
-    transform::{Called, CompileError, Failure, Hash, Host, Input, Line, Module, Outcome},
+    transform::{Called, CompileError, Failure, Hash, Host, Input, Line, Module, Outcome, Returns},
 };
 
 /// How long a delivery waits for its module before it is parked: most are here by then.
@@ -61,6 +61,7 @@ impl Shaped {
 /// What a dispatcher knows of transforms.
 pub(super) struct Transforms {
     pub(super) host: Arc<Host>,
+    returns: Returns,
     store: Store,
     pub(super) tally: Tally,
     /// Versions that are in force no more. None for one that is not there.
@@ -75,6 +76,7 @@ impl Transforms {
     pub(super) fn new(host: Arc<Host>, store: Store) -> Transforms {
         Transforms {
             host,
+            returns: Returns::start(),
             store,
             tally: Tally::default(),
             pinned: Mutex::new(LruCache::new(PINNED_MAX)),
@@ -129,8 +131,9 @@ pub(super) async fn shape(
     };
     let webhook = target.webhook.id;
     let input = Input { event, webhook, version: transform.version, config: transform.config.clone() };
-    let called = context.transforms.host.call(&module, input).await;
-    let failing = context.transforms.tally.note(webhook, transform.version, &called);
+    let transforms = &context.transforms;
+    let called = transforms.host.call_by(&module, input, &transforms.returns).await;
+    let failing = transforms.tally.note(webhook, transform.version, &called);
     let most = context.config.transform.suspend_after;
     if !kept && most > 0 && failing == most {
         suspend(context, webhook, transform.version, &called);

@@ -43,7 +43,7 @@ const SLOW_AFTER_TIMEOUT: Duration = Duration::from_secs(30);
 const PARKED_MAX: Duration = Duration::from_secs(30);
 
 /// Deliveries pulled from the shelf in one step.
-const PULL_MAX: usize = 500;
+pub const PULL_MAX: usize = 500;
 
 /// One webhook's queue. `T` is a delivery.
 pub struct Lane<T> {

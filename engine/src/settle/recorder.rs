@@ -19,6 +19,10 @@ use crate::{
 /// Outcomes of one statement.
 const BATCH: usize = 512;
 
+/// How long the first outcome of a statement waits for others. A statement costs Postgres as much as some forty rows, and neither the
+/// endpoint nor the next delivery waits for it.
+const LINGER: Duration = Duration::from_millis(5);
+
 /// Owns the connection of the recorder.
 pub struct Recorder<P> {
     receiver: mpsc::Receiver<Item<P>>,
@@ -65,6 +69,7 @@ impl<P> Recorder<P> {
     pub async fn run(mut self) {
         let mut items = Vec::with_capacity(BATCH);
         while self.receiver.recv_many(&mut items, BATCH).await > 0 {
+            self.linger(&mut items).await;
             let records = merge(items.iter_mut().filter_map(|item| item.record.take()));
             let updates = DueUpdates::of(&records, self.horizon);
             if !records.is_empty() {
@@ -78,6 +83,18 @@ impl<P> Recorder<P> {
             for entry in &done {
                 (self.closed)(entry);
             }
+        }
+    }
+
+    /// Waits for others to join, unless there are many already.
+    async fn linger(&mut self, items: &mut Vec<Item<P>>) {
+        if items.len() >= BATCH / 2 {
+            return;
+        }
+        tokio::time::sleep(LINGER).await;
+        let room = BATCH - items.len();
+        if !self.receiver.is_empty() {
+            self.receiver.recv_many(items, room).await;
         }
     }
 

@@ -22,6 +22,7 @@ use super::{
     compile::Order,
     engines::{Class, Engines, fingerprint},
     loaded::Loaded,
+    returns::{Reply, Returns},
     share::Shares,
     threads::{self, Job, Threads, Waiting, broken},
 };
@@ -169,6 +170,18 @@ impl Host {
     /// # Cancel safety
     /// A dropped call that has begun runs to its end unseen.
     pub async fn call(&self, module: &Arc<Module>, input: Input) -> Called {
+        self.called(module, input, None).await
+    }
+
+    /// Likewise, for one who makes many calls: outcomes come back by `returns`.
+    ///
+    /// # Cancel safety
+    /// A dropped call that has begun runs to its end unseen.
+    pub async fn call_by(&self, module: &Arc<Module>, input: Input, returns: &Returns) -> Called {
+        self.called(module, input, Some(returns.clone())).await
+    }
+
+    async fn called(&self, module: &Arc<Module>, input: Input, by: Option<Returns>) -> Called {
         let threads = match self.threads() {
             Ok(threads) => threads,
             Err(error) => return broken(format!("the host could not start a thread: {error}")),
@@ -183,9 +196,10 @@ impl Host {
                 threads.places.clone().acquire_owned().await
             }
         };
-        let (reply, called) = oneshot::channel();
+        let (to, called) = oneshot::channel();
         // The semaphore is never closed.
         let Ok(place) = place else { return broken("the host is gone".to_owned()) };
+        let reply = Reply { to, by };
         let job =
             Job { module: module.clone(), input, share: share.clone(), reply, place: Some(place), waiting };
         if let Some(job) = share.begin(job) {

@@ -14,6 +14,7 @@ mod host;
 mod instances;
 mod loaded;
 mod output;
+mod returns;
 mod share;
 mod state;
 mod threads;
@@ -27,7 +28,7 @@ use hyper::header::{HeaderName, HeaderValue};
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::output::fuzzed;
 use self::{abi::World, engines::Class};
-pub use self::{compile::compile_in_this_process, host::Host};
+pub use self::{compile::compile_in_this_process, host::Host, returns::Returns};
 use crate::model::{Event, WebhookId};
 
 /// SHA-256 of a module's bytes as they were uploaded.

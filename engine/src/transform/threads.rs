@@ -10,13 +10,14 @@ use std::{
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 use metrics::Gauge;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     Called, Failure, Input, Kind, Module, Outcome,
     abi::Instance,
     engines::{Class, Engines, THREAD_STACK_BYTES},
     instances::{IDLE, Instances},
+    returns::{Ready, Reply},
     share::Share,
     state::thread_cpu,
     ticker::Ticker,
@@ -28,11 +29,14 @@ use crate::{config, metrics::Metrics};
 #[cfg(target_os = "linux")]
 const NICE: i32 = 10;
 
+/// Calls that take longer send their outcome at once: the next one may take as long again.
+const QUICK: Duration = Duration::from_micros(200);
+
 pub(super) struct Job {
     pub(super) module: Arc<Module>,
     pub(super) input: Input,
     pub(super) share: Arc<Share>,
-    pub(super) reply: oneshot::Sender<Called>,
+    pub(super) reply: Reply,
     /// A place in the queue, until a thread takes the job out of it.
     pub(super) place: Option<OwnedSemaphorePermit>,
     pub(super) waiting: Waiting,
@@ -134,7 +138,7 @@ impl Threads {
 
     /// On the thread that asks, with an instance of its own whatever the module's class.
     pub(super) fn call_here(&self, module: &Module, input: &Input) -> Called {
-        timed(&self.serving, &mut Instances::new(0), module, input)
+        timed(&self.serving, &mut Instances::new(0), module, input, thread_cpu())
     }
 
     /// Never waits: there are as many permits as places.
@@ -171,14 +175,21 @@ fn serve(serving: &Serving, queue: &Receiver<Job>) {
 /// Runs a call, and then those of its webhook that waited for it to end, as long as nobody else's wait.
 fn run(serving: &Serving, queue: &Receiver<Job>, instances: &mut Instances<Instance>, first: Job) {
     let mut job = Some(first);
+    let mut ready = Ready::default();
+    // Between two calls the clock is read once: it is a system call.
+    let mut begin = thread_cpu();
     while let Some(Job { module, input, share, reply, place, waiting }) = job {
         drop((place, waiting));
         // Unless nobody waits for it any more.
         if !reply.is_closed() {
-            let called = timed(serving, instances, &module, &input);
+            let called = timed(serving, instances, &module, &input, begin);
+            begin += called.cpu;
             share.took(called.cpu);
-            // It may have been dropped meanwhile.
-            let _ = reply.send(called);
+            let quick = called.cpu < QUICK;
+            ready.push(reply, called);
+            if !quick || ready.is_full() {
+                ready.send();
+            }
         }
         job = share.next();
         if !queue.is_empty() {
@@ -187,8 +198,14 @@ fn run(serving: &Serving, queue: &Receiver<Job>, instances: &mut Instances<Insta
     }
 }
 
-fn timed(serving: &Serving, instances: &mut Instances<Instance>, module: &Module, input: &Input) -> Called {
-    let begin = thread_cpu();
+/// A call that began at `begin` of this thread's CPU time.
+fn timed(
+    serving: &Serving,
+    instances: &mut Instances<Instance>,
+    module: &Module,
+    input: &Input,
+    begin: Duration,
+) -> Called {
     let mut called = guarded(|| call(serving, instances, module, input, begin));
     called.cpu = thread_cpu().saturating_sub(begin);
     count_call(&serving.metrics, &called);

@@ -150,7 +150,7 @@ async fn the_examples_change_real_deliveries() {
 #[test]
 fn small_payloads_stay_in_the_first_memory_and_large_ones_do_not_need_to() {
     let fields: Vec<String> = (0..40).map(|n| format!(r#""field{n}":"{n}{n}{n}{n}""#)).collect();
-    says(call("reshape", &format!("{{{}}}", fields.join(",")), "--set set.a=b"), "memory   192 KiB\n");
+    says(call("reshape", &format!("{{{}}}", fields.join(",")), "--set set.a=b"), "memory   128 KiB\n");
     // Far beyond the arena: the memory grows, and nothing is lost.
     let items = "{\"text\":\"some words\",\"n\":[1,2,3]},".repeat(8_000);
     let payload = format!("{{\"items\":[{}null]}}", items);
@@ -187,7 +187,7 @@ fn a_new_project_builds_outside_of_the_repository() {
     for expected in [
         "form     core module\n",
         "imports  $root log\n",
-        "memory   192 KiB at the start\n",
+        "memory   128 KiB at the start\n",
         "state    ready\n",
     ] {
         says(answer.clone(), expected);

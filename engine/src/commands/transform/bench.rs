@@ -13,7 +13,7 @@ use super::{Error, Subject, event, hosted};
 use crate::{
     config::Config,
     model::{Event, WebhookId},
-    transform::{Host, Input, Module},
+    transform::{Host, Input, Module, Returns},
 };
 
 /// In flight for each thread, so that it does not wait for its next call.
@@ -41,7 +41,14 @@ pub(super) async fn run(config: &Config, options: &Options) -> Result<(), Error>
     let settings = subject.config()?;
     println!("threads  p50 us  p99 us  calls/s");
     for threads in 1..=2 {
-        let load = Load { host: &host, module: &module, event: &event, settings: &settings, threads };
+        let load = Load {
+            host: &host,
+            module: &module,
+            event: &event,
+            settings: &settings,
+            threads,
+            returns: Returns::start(),
+        };
         load.measure(WARM_UP.min(options.calls.get())).await?;
         let figures = load.measure(options.calls.get()).await?;
         println!("{threads:>7}  {:>6.1}  {:>6.1}  {:>7.0}", figures.p50, figures.p99, figures.per_second);
@@ -58,6 +65,7 @@ struct Load<'a> {
     event: &'a Arc<Event>,
     settings: &'a Arc<Vec<(String, String)>>,
     threads: i64,
+    returns: Returns,
 }
 
 struct Figures {
@@ -86,7 +94,7 @@ impl Load<'_> {
             left.set(rest);
             let input =
                 Input { event: self.event.clone(), webhook, version: 1, config: self.settings.clone() };
-            let called = self.host.call(self.module, input).await;
+            let called = self.host.call_by(self.module, input, &self.returns).await;
             if let Err(failure) = called.result {
                 return Err(Error::Failed { code: failure.kind.reason_code(), message: failure.message });
             }
