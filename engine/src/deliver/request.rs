@@ -1,10 +1,12 @@
 //! The request of one attempt: the envelope around the producer's bytes, and its headers.
 
+use std::fmt::{Display, Write as _};
+
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
     Request, Uri,
-    header::{CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT},
+    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
 };
 
 use super::sign::Signer;
@@ -31,6 +33,15 @@ impl Content {
         }
     }
 }
+
+const SIGNATURE: HeaderName = HeaderName::from_static("x-eventpulse-signature");
+const NEXT_SIGNATURE: HeaderName = HeaderName::from_static("x-eventpulse-signature-next");
+const EVENT_ID: HeaderName = HeaderName::from_static("x-eventpulse-event-id");
+const EVENT_TYPE: HeaderName = HeaderName::from_static("x-eventpulse-event-type");
+const ATTEMPT: HeaderName = HeaderName::from_static("x-eventpulse-attempt");
+const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 
 const AGENT: &str = concat!("EventPulse/", env!("CARGO_PKG_VERSION"));
 
@@ -114,43 +125,84 @@ impl Target {
     ) -> Option<Request<Full<Bytes>>> {
         let signer = self.signer.as_ref()?;
         let timestamp = now.seconds().to_string();
-        let mut request = Request::new(Full::new(body.clone()));
-        *request.method_mut() = hyper::Method::POST;
-        *request.uri_mut() = self.uri.clone();
-        let headers = request.headers_mut();
-        // Ours come after, so that nothing can stand in their place.
-        headers.extend(self.headers.iter().cloned());
-        let mut content_type = HeaderValue::from_static("application/json");
-        if let Content::Whole { content_type: own, headers: further, .. } = content {
-            headers.extend(further.iter().cloned());
-            content_type.clone_from(own);
-        }
-        let mut set = |name: &'static str, value: &str| {
-            // Types may hold any letter but control characters, which is what a header value allows.
-            if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {
-                headers.insert(name, value);
-            }
-        };
+        let mut values = Values::new(event.kind.len());
         // Who knows one secret only has to find its signature: the header with room for two has both, and the other stays the
         // old one's for as long as that counts.
         let before = self.before.as_ref().filter(|(_, until)| now < *until).map(|(signer, _)| signer);
-        let mut standard = signer.standard(id, &timestamp, &body);
-        if let Some(before) = before {
-            standard.push(' ');
-            standard.push_str(&before.standard(id, &timestamp, &body));
-            set("x-eventpulse-signature-next", &signer.seed(&body));
+        if before.is_some() {
+            values.put(NEXT_SIGNATURE, |text| signer.push_seed(&body, text));
         }
-        set("x-eventpulse-signature", &before.unwrap_or(signer).seed(&body));
-        set("x-eventpulse-event-id", &event.id.to_string());
-        set("x-eventpulse-event-type", &event.kind);
-        set("x-eventpulse-attempt", &tried.attempt.to_string());
-        set("webhook-signature", &standard);
-        set("webhook-timestamp", &timestamp);
-        set("webhook-id", id);
+        values.put(SIGNATURE, |text| before.unwrap_or(signer).push_seed(&body, text));
+        values.put(EVENT_ID, |text| push(text, event.id));
+        values.put(EVENT_TYPE, |text| text.push_str(&event.kind));
+        values.put(ATTEMPT, |text| push(text, tried.attempt));
+        values.put(WEBHOOK_SIGNATURE, |text| {
+            signer.push_standard(id, &timestamp, &body, text);
+            if let Some(before) = before {
+                text.push(' ');
+                before.push_standard(id, &timestamp, &body, text);
+            }
+        });
+        values.put(WEBHOOK_TIMESTAMP, |text| text.push_str(&timestamp));
+        values.put(WEBHOOK_ID, |text| text.push_str(id));
+
+        let (mut content_type, mut further) = (HeaderValue::from_static("application/json"), &[][..]);
+        if let Content::Whole { content_type: own, headers, .. } = content {
+            content_type.clone_from(own);
+            further = headers;
+        }
+        let mut headers = HeaderMap::with_capacity(values.len() + self.headers.len() + further.len() + 4);
+        headers.extend(self.headers.iter().chain(further).cloned());
+        // Ours come after, so that nothing can stand in their place.
+        for (name, value) in values.cut() {
+            headers.insert(name, value);
+        }
         headers.insert(CONTENT_TYPE, content_type);
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = hyper::Method::POST;
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = headers;
         Some(request)
     }
+}
+
+/// The values of a request's headers in one piece of memory: a piece for each would cost more than what is in them.
+struct Values {
+    text: String,
+    /// Each with where it ends.
+    names: Vec<(HeaderName, usize)>,
+}
+
+impl Values {
+    fn new(kind_bytes: usize) -> Values {
+        Values { text: String::with_capacity(384 + kind_bytes), names: Vec::with_capacity(8) }
+    }
+
+    fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    fn put(&mut self, name: HeaderName, write: impl FnOnce(&mut String)) {
+        write(&mut self.text);
+        self.names.push((name, self.text.len()));
+    }
+
+    fn cut(self) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+        let text = Bytes::from(self.text);
+        let mut start = 0;
+        self.names.into_iter().filter_map(move |(name, end)| {
+            let value = text.slice(start..end);
+            start = end;
+            // Types may hold any letter but control characters, which is what a header value allows.
+            Some((name, HeaderValue::from_maybe_shared(value).ok()?))
+        })
+    }
+}
+
+fn push(text: &mut String, value: impl Display) {
+    // A string takes everything.
+    let _ = write!(text, "{value}");
 }
 
 /// The usual body: a payload spliced in as it is.

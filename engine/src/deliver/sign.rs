@@ -7,6 +7,8 @@ use sha2::Sha256;
 
 const PREFIX: &str = "whsec_";
 
+const HEX: [u8; 16] = *b"0123456789abcdef";
+
 /// A new secret: `whsec_` and 32 random bytes in base64.
 pub fn fresh_secret() -> String {
     let mut random = [0u8; 32];
@@ -38,26 +40,39 @@ impl Signer {
 
     /// The value of `X-EventPulse-Signature`: `sha256=` and the MAC of the body in hex.
     pub fn seed(&self, body: &[u8]) -> String {
+        let mut text = String::with_capacity(71);
+        self.push_seed(body, &mut text);
+        text
+    }
+
+    /// [`seed`](Signer::seed), at the end of a text.
+    pub(super) fn push_seed(&self, body: &[u8], text: &mut String) {
         let mut mac = self.seed.clone();
         mac.update(body);
-        let mut text = String::with_capacity(71);
         text.push_str("sha256=");
         for byte in mac.finalize().into_bytes() {
             for nibble in [byte >> 4, byte & 15] {
-                text.push(char::from_digit(nibble.into(), 16).expect("a nibble is a hex digit"));
+                text.push(char::from(HEX[usize::from(nibble)]));
             }
         }
-        text
     }
 
     /// The value of `webhook-signature`: `v1,` and the MAC of `id.timestamp.body` in base64
     /// (Standard Webhooks specification 1.0.0, "Signature scheme").
     pub fn standard(&self, id: &str, timestamp: &str, body: &[u8]) -> String {
+        let mut text = String::with_capacity(47);
+        self.push_standard(id, timestamp, body, &mut text);
+        text
+    }
+
+    /// [`standard`](Signer::standard), at the end of a text.
+    pub(super) fn push_standard(&self, id: &str, timestamp: &str, body: &[u8], text: &mut String) {
         let mut mac = self.standard.clone();
         for part in [id.as_bytes(), b".", timestamp.as_bytes(), b".", body] {
             mac.update(part);
         }
-        format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes()))
+        text.push_str("v1,");
+        STANDARD.encode_string(mac.finalize().into_bytes(), text);
     }
 }
 

@@ -35,10 +35,6 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 /// Deliveries of one step.
 const STEP_MAX: usize = 1024;
 
-/// A lane with so many in its queue is given more only when it has room for a whole step: each step reads payloads from Postgres, and a
-/// statement costs as much as some forty rows.
-const ENOUGH: usize = 2 * PULL_MAX;
-
 /// Payload bytes of one step; one delivery goes whatever its size.
 const STEP_BYTES_MAX: usize = 8 << 20;
 
@@ -168,7 +164,9 @@ fn pick(context: &Context) -> Vec<Picked> {
         let Some(webhook) = inner.turns.pop_front() else { break };
         let lane = context.lanes.of(webhook);
         let (room, load) = (lane.room(), lane.load());
-        if room < PULL_MAX && load.queued >= ENOUGH {
+        // A step reads payloads from Postgres, and a statement costs as much as some forty rows: not for the few places that have just
+        // come free in a queue that is still long.
+        if room < PULL_MAX && room < load.queued {
             inner.turns.push_back(webhook);
             continue;
         }
