@@ -22,7 +22,23 @@ fn narrow(config: &mut Config) {
 
 #[tokio::test]
 async fn a_fast_lane_takes_its_overflow_from_the_stream() {
-    let app = App::with("deferred", narrow).await;
+    assert_eq!(overflow("deferred", narrow).await, 0.0, "all payloads were kept");
+}
+
+#[tokio::test]
+async fn payloads_that_there_is_no_room_for_are_read_again() {
+    let read = overflow("deferred-again", |config| {
+        narrow(config);
+        config.http.body_bytes_max = 16 << 10;
+        config.dispatch.held_bytes_max = 64 << 10;
+    })
+    .await;
+    assert!((30.0..95.0).contains(&read), "8 KiB are kept: {read}");
+}
+
+/// A hundred events for a narrow lane. Returns how many payloads were read twice.
+async fn overflow(name: &str, change: impl FnOnce(&mut Config)) -> f64 {
+    let app = App::with(name, change).await;
     let receiver = Receiver::start().await;
     receiver.script(|_| Reply::ok().with_delay(Duration::from_millis(20)));
     let account = app.register(&receiver.url("/")).await;
@@ -40,7 +56,9 @@ async fn a_fast_lane_takes_its_overflow_from_the_stream() {
         if waiting == 0.0 { Ok(()) } else { Err(waiting.to_string()) }
     })
     .await;
+    let read = app.metric("eventpulse_lane_deferred_read_total");
     app.stop().await;
+    read
 }
 
 #[tokio::test]

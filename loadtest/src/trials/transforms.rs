@@ -146,11 +146,13 @@ async fn drained(bench: &Bench, name: &str, module: Option<Vec<u8>>) -> Result<f
 }
 
 /// Latency of accounts beside one whose webhook's module is hostile, or takes nearly all of its time, against that beside one
-/// without a module. The first two runs are of the same kind: their ratio is the noise.
+/// without a module. The first run finds everything cold and is not counted; the two after it are of the same kind: their ratio is
+/// the noise.
 ///
 /// # Errors
 /// When a healthy delivery is missing or comes twice.
 pub async fn neighbours(bench: &Bench) -> Result<(), Error> {
+    beside(bench, "cold", None).await?;
     let quiet = beside(bench, "nothing", None).await?;
     let cases: [(&str, Option<Vec<u8>>); 9] = [
         ("nothing_again", None),
