@@ -96,5 +96,7 @@ async fn faults(site: &mut Site, options: &Options) -> Vec<Window> {
         );
         windows.push(Window { fault, from_ms, to_ms });
         site.rest(pause).await;
+        // A gateway that began anew has another port.
+        site.tell_producers(None);
     }
 }
