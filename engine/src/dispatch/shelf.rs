@@ -137,7 +137,14 @@ async fn try_probe(
     }
     let mut oldest = context.store.pull_shelved(webhook, 1).await?;
     // Its row is due now; in `due` with our lease on it nobody else takes it meanwhile.
-    due.feed(&oldest.iter().map(|key| (*key, lease_ms)).collect::<Vec<_>>()).await?;
+    if let Some(key) = oldest.first()
+        && !due.claim(*key, lease_ms).await?
+    {
+        // Whoever shelved it has not taken it out of `due` yet, or has it in hand again. What is sent then nobody holds back.
+        breakers.open(webhook).await?;
+        lane.put_off_probe();
+        return Ok(false);
+    }
     let owed = context.store.owed(&oldest, context.spare_ms()).await?.into_iter().next();
     let delivery = match (oldest.pop(), owed) {
         (Some(_), Some(row)) => context.retry_of(row, until, term).await?,

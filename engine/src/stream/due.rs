@@ -86,6 +86,15 @@ impl Due {
         Ok(added)
     }
 
+    /// Adds one member with a lease of ours on it, also where `due` is full: this is for probes, of which a webhook has one.
+    /// Returns false when it was there: then it is in somebody's hands, or about to be.
+    pub async fn claim(&mut self, key: Key, lease_ms: i64) -> Result<bool, Error> {
+        let script = Script::new(SCHEDULE);
+        let mut script = script.key(&self.keys.due);
+        script.key(&self.keys.leased).arg(i64::MAX).arg(Moved::New.flag()).arg(member(key)).arg(lease_ms);
+        Ok(script.invoke_async::<u64>(&mut self.connection).await? == 1)
+    }
+
     /// As [`feed`](Due::feed), for what the schedule says is owed, some of which may be in somebody's hands: nothing is added
     /// to a `due` that was lost and not made again.
     pub async fn refill(&mut self, members: &[(Key, i64)], gate: &Gate) -> Result<u64, Error> {

@@ -117,6 +117,53 @@ async fn a_breaker_opens_probes_one_at_a_time_and_gives_everything_back() {
     app.stop().await;
 }
 
+/// 1. A dispatcher shelves a retry: Postgres has it, Redis has not heard of it and still shows the lease. 2. Another one takes it for
+/// its probe. 3. The first takes it out of `due`, and the feeder brings it in again: it was made twice, as no lease was the probe's.
+#[tokio::test]
+async fn what_is_in_somebodys_hands_is_no_probe() {
+    let app = App::with("probe", |c| {
+        swept_soon(c);
+        c.lane.probe_first = Duration::from_millis(100);
+    })
+    .await;
+    let receiver = Receiver::start().await;
+    let account = app.register(&receiver.url("/")).await;
+    let event = app.send(&account.key, "t", json!(1)).await;
+    app.settled().await;
+
+    let db = postgres(&app.database).await;
+    let engine: String = db.query_one("SELECT id FROM engine_state", &[]).await.unwrap().get(0);
+    let key = |name: &str| format!("eventpulse:{engine}:{{0}}:{name}");
+    let (breaker, member) =
+        (key(&format!("lane:{}:breaker", account.webhook)), format!("{event}:{}", account.webhook));
+    let client = redis::Client::open(eventpulse_testkit::stack().redis_url()).unwrap();
+    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let mut pipe = redis::pipe();
+    pipe.cmd("ZADD")
+        .arg(key("due"))
+        .arg(i64::from(i32::MAX) * 1000)
+        .arg(&member)
+        .cmd("SET")
+        .arg(&breaker)
+        .arg(1);
+    let () = pipe.query_async(&mut redis).await.unwrap();
+    let row = "INSERT INTO scheduled (event_id, webhook_id, round, attempt, next_at, expires_at, reason)
+               VALUES ($1, $2, 2, 1, now() + interval '1 hour', now() + interval '1 hour', 'breaker')";
+    db.execute(row, &[&event, &account.webhook]).await.unwrap();
+
+    eventually("a probe finds it in hand, and the next one nothing", PATIENCE, async || {
+        let open: bool = redis::cmd("EXISTS").arg(&breaker).query_async(&mut redis).await.unwrap();
+        let off = count(&db, "SELECT count(*) FROM scheduled WHERE reason = 'parked'").await;
+        if !open && off == 1 { Ok(()) } else { Err(format!("open: {open}, rows off the shelf: {off}")) }
+    })
+    .await;
+    assert_eq!(receiver.count(), 1);
+    let () = redis::cmd("ZREM").arg(key("due")).arg(&member).query_async(&mut redis).await.unwrap();
+    app.settled().await;
+    assert_eq!(receiver.count(), 2);
+    app.stop().await;
+}
+
 #[tokio::test]
 async fn behind_an_open_breaker_nothing_waits_for_ever() {
     let app = App::with("shelf", swept_soon).await;
