@@ -7,7 +7,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{Context, Delivery, work};
 use crate::{
     lane::{Change, Errand, Lane},
-    model::{State, WebhookId},
+    model::{Key, State, WebhookId},
     stream::{breaker::Turn, due::Due},
 };
 
@@ -135,36 +135,79 @@ async fn try_probe(
             return Ok(false);
         }
     }
-    let mut oldest = context.store.pull_shelved(webhook, 1).await?;
-    // Its row is due now; in `due` with our lease on it nobody else takes it meanwhile.
-    if let Some(key) = oldest.first()
-        && !due.claim(*key, lease_ms).await?
-    {
-        // Whoever shelved it has not taken it out of `due` yet, or has it in hand again. What is sent then nobody holds back.
-        breakers.open(webhook).await?;
-        lane.put_off_probe();
-        return Ok(false);
-    }
-    let owed = context.store.owed(&oldest, context.spare_ms()).await?.into_iter().next();
-    let delivery = match (oldest.pop(), owed) {
-        (Some(_), Some(row)) => context.retry_of(row, until, term).await?,
-        _ => None,
-    };
-    let Some(mut delivery) = delivery else {
-        // Nothing is owed that could be sent: the next one that comes is the probe.
-        breakers.close(webhook).await?;
-        lane.close();
-        return Ok(false);
+    let delivery = match oldest(context, &mut due, webhook, lease_ms, until, term).await {
+        Ok(Oldest::Ours(delivery)) => *delivery,
+        Ok(Oldest::Nothing) => {
+            // The next one that comes is the probe.
+            breakers.close(webhook).await?;
+            lane.close();
+            return Ok(false);
+        }
+        Ok(Oldest::Theirs) => {
+            breakers.open(webhook).await?;
+            lane.put_off_probe();
+            return Ok(false);
+        }
+        Err(error) => {
+            // Or nobody would probe until our turn ends.
+            breakers.open(webhook).await?;
+            return Err(error);
+        }
     };
     if delivery.target.webhook.state != State::Active {
         lane.close();
         work::admit(context, delivery).await;
         return Ok(false);
     }
-    context.lengthen(&mut due, &mut delivery).await?;
     lane.begin_probe();
     work::start(context, lane, delivery);
     Ok(true)
+}
+
+/// What the shelf has for a probe.
+enum Oldest {
+    Ours(Box<Delivery>),
+    /// Whoever shelved it has not taken it out of `due` yet, or has it in hand again: what is sent then nobody holds back.
+    Theirs,
+    /// Nothing is owed that could be sent.
+    Nothing,
+}
+
+/// Takes the oldest shelved delivery in hand.
+async fn oldest(
+    context: &Context,
+    due: &mut Due,
+    webhook: WebhookId,
+    lease_ms: i64,
+    until: Instant,
+    term: u64,
+) -> Result<Oldest, Failure> {
+    let Some(key) = context.store.pull_shelved(webhook, 1).await?.pop() else { return Ok(Oldest::Nothing) };
+    // Its row is due now; in `due` with our lease on it nobody else takes it meanwhile.
+    if !due.claim(key, lease_ms).await? {
+        return Ok(Oldest::Theirs);
+    }
+    match claimed(context, due, key, until, term).await {
+        Ok(delivery) => Ok(delivery.map_or(Oldest::Nothing, |delivery| Oldest::Ours(Box::new(delivery)))),
+        Err(error) => {
+            due.release(&[key]).await?;
+            Err(error)
+        }
+    }
+}
+
+/// The delivery behind a member of `due` that is ours.
+async fn claimed(
+    context: &Context,
+    due: &mut Due,
+    key: Key,
+    until: Instant,
+    term: u64,
+) -> Result<Option<Delivery>, Failure> {
+    let Some(row) = context.store.owed(&[key], context.spare_ms()).await?.pop() else { return Ok(None) };
+    let Some(mut delivery) = context.retry_of(row, until, term).await? else { return Ok(None) };
+    context.lengthen(due, &mut delivery).await?;
+    Ok(Some(delivery))
 }
 
 /// Brings shelved work back as fast as the lane takes it.
