@@ -5,7 +5,7 @@ use std::{os::unix::process::CommandExt, path::PathBuf, process::ExitCode, time:
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use eventpulse::{
     chain, commands,
-    config::{self, Config, Roles},
+    config::{self, Config, Roles, value::Secret},
     dev,
     engine::Engine,
     huge_pages, logs,
@@ -166,8 +166,15 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         )),
         Some(Command::Dev(options)) => Ok(dev::run(config, options, terminated()).await?),
         Some(Command::Serve { role, migrate }) => serve(config, roles(role), migrate).await,
-        Some(Command::Reconcile(options)) => Ok(commands::reconcile::run(&config, options).await?),
-        Some(Command::Explain(options)) => Ok(commands::explain::run(&config, options).await?),
+        Some(Command::Reconcile(options)) => {
+            needed("DATABASE_URL", &config.database_url)?;
+            needed("REDIS_URL", &config.redis_url)?;
+            Ok(commands::reconcile::run(&config, options).await?)
+        }
+        Some(Command::Explain(options)) => {
+            needed("DATABASE_URL", &config.database_url)?;
+            Ok(commands::explain::run(&config, options).await?)
+        }
         Some(Command::Top(options)) => Ok(commands::top::run(&config, options, terminated()).await?),
         Some(Command::Migrate) => migrate_database(&config).await,
         Some(Command::Healthcheck { role, url }) => healthcheck(&config, roles(role), url).await,
@@ -291,10 +298,13 @@ async fn shutdown(engine: Engine, longest: Duration) -> Result<(), Failure> {
     }
 }
 
+/// What a command cannot do without.
+fn needed(name: &str, setting: &Secret) -> Result<(), Failure> {
+    if setting.is_empty() { Err(Failure::Usage(format!("{name} is not set"))) } else { Ok(()) }
+}
+
 async fn migrate_database(config: &Config) -> Result<(), Failure> {
-    if config.database_url.is_empty() {
-        return Err(Failure::Usage("DATABASE_URL is not set".to_owned()));
-    }
+    needed("DATABASE_URL", &config.database_url)?;
     let store = eventpulse::store::Store::new(config.database_url.reveal(), 1)?;
     migrate::wait_for(&store, Duration::from_secs(60)).await?;
     let applied = migrate::migrate(&Address::parse(config.database_url.reveal())?).await?;

@@ -50,8 +50,6 @@ pub enum Error {
     Store(#[from] store::Error),
     #[error(transparent)]
     Stream(#[from] stream::Error),
-    #[error("{0} is not set")]
-    Unset(&'static str),
     #[error("there is no event {0}: it was never accepted here, or was removed by retention.events")]
     Unknown(i64),
     #[error("the report could not be written")]
@@ -61,9 +59,6 @@ pub enum Error {
 /// # Errors
 /// When Postgres cannot be reached or does not know the event. A Redis that cannot be reached is part of the answer.
 pub async fn run(config: &Config, options: Options) -> Result<(), Error> {
-    if config.database_url.is_empty() {
-        return Err(Error::Unset("DATABASE_URL"));
-    }
     let report = gather(config, EventId(options.event)).await?;
     match options.json {
         true => println!("{}", serde_json::to_string_pretty(&report)?),
