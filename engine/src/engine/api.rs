@@ -69,6 +69,7 @@ impl Api {
             keys,
             queue: queue.clone(),
             counter: counter.clone(),
+            pacer: http::Pacer::default(),
             room: Room::new(config.http.held_bytes_max, metrics.clone()),
             parsers: Semaphore::new(PARSERS),
             due: Due::new(common.redis.commands()?, common.keys.clone(), config.retry.due_max),

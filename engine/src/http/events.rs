@@ -36,11 +36,12 @@ pub(super) async fn send(
     let receipt = match tokio::time::timeout(patience, submitted).await {
         Ok(Ok(receipt)) => receipt,
         Ok(Err(error)) => {
-            connection.refuse(owner.account, &error).await;
+            connection.refuse(owner.account, &error, &gateway.pacer).await;
             return Err(error.into());
         }
         Err(_) => return Err(ingest::Error::Late.into()),
     };
+    gateway.pacer.note_accepted();
     if let Some(traced) = traced {
         traced.committed(&gateway.tracer, receipt.id, 1);
     }

@@ -6,7 +6,7 @@ use hyper::{Method, Request, Response, body::Incoming};
 use tokio::sync::Semaphore;
 
 use super::{
-    ApiError, Connection, Readiness, Service, api_keys, body, deliveries, dlq, events, manage, replay,
+    ApiError, Connection, Pacer, Readiness, Service, api_keys, body, deliveries, dlq, events, manage, replay,
     reply::{self, Body},
     request_id::RequestId,
     resend, rotate_secret, test_event,
@@ -33,6 +33,8 @@ pub struct Gateway {
     pub queue: Queue<Pending>,
     /// For requests that are accepted whole.
     pub counter: Counter,
+    /// Of refusals.
+    pub pacer: Pacer,
     /// For large bodies and their answers.
     pub room: Room,
     /// How many large bodies are parsed at a time.

@@ -15,6 +15,7 @@ mod events;
 mod gateway;
 mod head;
 mod manage;
+mod pacer;
 mod query;
 mod ready;
 mod replay;
@@ -40,6 +41,7 @@ pub use self::{
     admin::Admin,
     connection::Connection,
     gateway::Gateway,
+    pacer::Pacer,
     ready::Readiness,
     server::Server,
     test_event::TestCalls,

@@ -99,11 +99,12 @@ async fn submit(
     let receipts = match tokio::time::timeout(patience, submitted).await {
         Ok(Ok(receipts)) => receipts,
         Ok(Err(error)) => {
-            connection.refuse(account, &error).await;
+            connection.refuse(account, &error, &gateway.pacer).await;
             return Err(error.into());
         }
         Err(_) => return Err(ingest::Error::Late.into()),
     };
+    gateway.pacer.note_accepted();
     // What was sent before belongs to the trace of that request.
     if let Some(traced) = traced
         && !receipts.replayed

@@ -1,7 +1,7 @@
 //! What waits beside its open stream entry, by webhook.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -28,9 +28,41 @@ pub(super) struct Waiting {
     pub(super) kept: Option<Arc<Event>>,
 }
 
-impl Waiting {
-    fn kept_bytes(&self) -> usize {
-        self.kept.as_ref().map_or(0, |event| event.payload.len() + event.kind.len() + EVENT_BYTES)
+/// Events kept with their payloads. One that many webhooks wait for is there once.
+#[derive(Default)]
+struct Kept {
+    bytes: usize,
+    /// How many deliveries each is kept for.
+    events: HashMap<EventId, u32>,
+}
+
+impl Kept {
+    fn size(event: &Event) -> usize {
+        event.payload.len() + event.kind.len() + EVENT_BYTES
+    }
+
+    /// Whether it is kept already, or there is room for it.
+    fn takes(&self, event: &Event, bytes_max: usize) -> bool {
+        self.events.contains_key(&event.id) || self.bytes + Kept::size(event) <= bytes_max
+    }
+
+    fn add(&mut self, waiting: &Waiting) {
+        let Some(event) = &waiting.kept else { return };
+        let deliveries = self.events.entry(event.id).or_default();
+        *deliveries += 1;
+        if *deliveries == 1 {
+            self.bytes += Kept::size(event);
+        }
+    }
+
+    fn remove(&mut self, waiting: &Waiting) {
+        let Some(event) = &waiting.kept else { return };
+        let Entry::Occupied(mut deliveries) = self.events.entry(event.id) else { return };
+        *deliveries.get_mut() -= 1;
+        if *deliveries.get() == 0 {
+            deliveries.remove();
+            self.bytes -= Kept::size(event);
+        }
     }
 }
 
@@ -46,7 +78,7 @@ pub(in crate::dispatch) struct Deferred {
 #[derive(Default)]
 pub(super) struct Inner {
     total: usize,
-    kept_bytes: usize,
+    kept: Kept,
     pub(super) queues: HashMap<WebhookId, VecDeque<Waiting>>,
     /// Whose turn it is; each webhook with a queue is in it once.
     pub(super) turns: VecDeque<WebhookId>,
@@ -84,10 +116,8 @@ impl Deferred {
         if queue == 0 {
             inner.turns.push_back(webhook);
         }
-        if inner.kept_bytes + waiting.kept_bytes() > self.kept_bytes_max {
-            waiting.kept = None;
-        }
-        inner.kept_bytes += waiting.kept_bytes();
+        waiting.kept = waiting.kept.filter(|event| inner.kept.takes(event, self.kept_bytes_max));
+        inner.kept.add(&waiting);
         inner.queues.entry(webhook).or_default().push_back(waiting);
         inner.total += 1;
         if inner.total == 1 {
@@ -110,7 +140,7 @@ impl Inner {
         let n = queue.iter().take(max).take_while(|waiting| wanted(waiting)).count();
         let taken: Vec<Waiting> = queue.drain(..n).collect();
         self.total -= taken.len();
-        self.kept_bytes -= taken.iter().map(Waiting::kept_bytes).sum::<usize>();
+        taken.iter().for_each(|waiting| self.kept.remove(waiting));
         if queue.is_empty() {
             self.queues.remove(&webhook);
         }
@@ -121,7 +151,7 @@ impl Inner {
         if !self.queues.contains_key(&webhook) {
             self.turns.push_back(webhook);
         }
-        self.kept_bytes += waiting.kept_bytes();
+        self.kept.add(&waiting);
         self.queues.entry(webhook).or_default().push_front(waiting);
         self.total += 1;
     }
@@ -190,7 +220,24 @@ mod tests {
         let rest = inner.take(WebhookId(1), usize::MAX, |_| true);
         assert_eq!(events(&rest), [1, 2, 3, 4, 5, 6]);
         assert_eq!(kept(&rest), [true, true, false, false, true, false]);
-        assert_eq!(inner.kept_bytes, 0);
+        assert_eq!(inner.kept.bytes, 0);
+    }
+
+    #[tokio::test]
+    async fn a_payload_that_many_wait_for_is_counted_once() {
+        let deferred = Deferred::new(1000, 2 * (100 + 4 + EVENT_BYTES));
+        let push = |webhook, id| assert!(deferred.push(WebhookId(webhook), FAST, with_event(id)));
+        for webhook in 0..50 {
+            (0..3).for_each(|id| push(webhook, id));
+        }
+        let mut inner = deferred.inner();
+        for webhook in 0..50 {
+            assert_eq!(inner.kept.bytes, 2 * (100 + 4 + EVENT_BYTES), "as long as one waits for it");
+            let taken = inner.take(WebhookId(webhook), usize::MAX, |_| true);
+            let kept: Vec<bool> = taken.iter().map(|waiting| waiting.kept.is_some()).collect();
+            assert_eq!(kept, [true, true, false]);
+        }
+        assert_eq!((inner.kept.bytes, inner.kept.events.len()), (0, 0));
     }
 
     #[tokio::test]
