@@ -15,7 +15,7 @@ use std::{
 use tokio::time::Instant;
 
 /// Refusals for each request that is accepted.
-const SHARE: f64 = 0.25;
+const SHARE: f64 = 0.1;
 
 /// Refusals a second that are told in any case: where nothing is accepted there is nothing to make room for.
 const LEAST: f64 = 1000.0;
@@ -91,12 +91,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn there_are_a_quarter_as_many_refusals_as_accepted_requests() {
+    async fn there_are_a_tenth_as_many_refusals_as_accepted_requests() {
         let pacer = Pacer::default();
         assert_eq!(told(&pacer, 5000), 1000, "nothing is known of before");
         tokio::time::advance(SECOND).await;
         (0..20_000).for_each(|_| pacer.note_accepted());
-        assert!(told(&pacer, 10_000).abs_diff(5000) <= 1);
+        assert!(told(&pacer, 10_000).abs_diff(2000) <= 1);
         tokio::time::advance(SECOND).await;
         (0..100).for_each(|_| pacer.note_accepted());
         assert!(told(&pacer, 10_000).abs_diff(1000) <= 1, "some are told whatever is accepted");

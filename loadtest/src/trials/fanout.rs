@@ -68,6 +68,13 @@ pub async fn fanout(bench: &Bench) -> Result<(), Error> {
         (owed - reached) as f64 / drain.elapsed().as_secs_f64(),
         each(Sample::take(stage.pids()) - before, receiver, owed),
     );
+    println!(
+        "  {} parked or shelved for want of room, {} deferred, of which {} were read again; {} connections opened",
+        stage.figure("lane_parked_total").await?,
+        stage.figure("lane_deferred_total").await?,
+        stage.figure("lane_deferred_read_total").await?,
+        stage.figure("deliver_connections_opened_total").await?,
+    );
     stage.stop();
     Ok(())
 }
