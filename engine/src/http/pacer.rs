@@ -53,9 +53,9 @@ impl Pacer {
 
     /// When a refusal is to be told that comes now: in its turn, and by `latest` whoever is before it.
     pub(super) fn turn(&self, latest: Instant) -> Instant {
-        let now = Instant::now();
-        let accepted = self.accepted.load(Relaxed);
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        // Behind the lock, so that both only grow from one look to the next.
+        let (now, accepted) = (Instant::now(), self.accepted.load(Relaxed));
         line.look(accepted, now);
         let turn = line.next.max(now);
         if turn >= latest {
@@ -72,7 +72,7 @@ impl Line {
         if since < LOOK {
             return;
         }
-        let rate = (accepted - self.accepted) as f64 / since.as_secs_f64();
+        let rate = accepted.saturating_sub(self.accepted) as f64 / since.as_secs_f64();
         self.gap = Duration::from_secs(1).div_f64((rate * SHARE).max(LEAST));
         (self.looked, self.accepted) = (now, accepted);
     }

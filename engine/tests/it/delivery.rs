@@ -335,12 +335,10 @@ async fn one_delivery_never_splits_into_two_chains() {
     // The same member made due again and again, worse than a feeder, a sweep and a claim at once: it breaks the lease, so
     // how often one attempt is made depends on the machine. Only the last of it counts.
     let db = postgres(&app.database).await;
-    let engine: String = db.query_one("SELECT id FROM engine_state", &[]).await.unwrap().get(0);
-    let client = redis::Client::open(eventpulse_testkit::stack().redis_url()).unwrap();
-    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let (mut redis, keys) = app.redis().await;
     let member = format!("{id}:{}", account.webhook);
     let dead = eventually("a dead letter", PATIENCE, async || {
-        let key = format!("eventpulse:{engine}:{{0}}:due");
+        let key = format!("{keys}due");
         let () = redis::cmd("ZADD").arg(&key).arg(1).arg(&member).query_async(&mut redis).await.unwrap();
         let (_, body) = app.get(&account.key, "/dlq").await;
         if body["dlqEntries"].get(0).is_some() { Ok(body) } else { Err(body.to_string()) }

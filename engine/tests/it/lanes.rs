@@ -132,12 +132,10 @@ async fn what_is_in_somebodys_hands_is_no_probe() {
     app.settled().await;
 
     let db = postgres(&app.database).await;
-    let engine: String = db.query_one("SELECT id FROM engine_state", &[]).await.unwrap().get(0);
-    let key = |name: &str| format!("eventpulse:{engine}:{{0}}:{name}");
+    let (mut redis, keys) = app.redis().await;
+    let key = |name: &str| format!("{keys}{name}");
     let (breaker, member) =
         (key(&format!("lane:{}:breaker", account.webhook)), format!("{event}:{}", account.webhook));
-    let client = redis::Client::open(eventpulse_testkit::stack().redis_url()).unwrap();
-    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
     let mut pipe = redis::pipe();
     pipe.cmd("ZADD")
         .arg(key("due"))

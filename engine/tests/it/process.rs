@@ -35,6 +35,13 @@ async fn a_configuration_that_is_wrong_is_refused_before_anything_is_opened() {
     let (code, text) = run(process::command("serve").env("EVENTPULSE_RETRY__SHEDULE", "1s").env("PORT", "x"));
     assert_eq!(code, Some(64), "{text}");
     assert!(text.contains("EVENTPULSE_RETRY__SHEDULE") && text.contains("PORT"), "{text}");
+
+    for line in ["migrate", "reconcile", "explain 1"] {
+        let (code, text) = run(&mut process::command(line));
+        assert_eq!((code, text.trim()), (Some(64), "DATABASE_URL is not set"), "{line}");
+    }
+    let (code, text) = run(process::command("reconcile").env("DATABASE_URL", "postgres://127.0.0.1:1/none"));
+    assert_eq!((code, text.trim()), (Some(64), "REDIS_URL is not set"));
 }
 
 #[tokio::test]

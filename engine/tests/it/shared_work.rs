@@ -280,19 +280,13 @@ async fn the_sweep_schedules_what_is_missing() {
     }
     // Nobody reads, and the entries vanish without any sign.
     let db = postgres(&gateway.database).await;
-    let engine: String = db.query_one("SELECT id FROM engine_state", &[]).await.unwrap().get(0);
     eventually("all batches are streamed", PATIENCE, async || {
         let new = count(&db, "SELECT count(*) FROM batches WHERE state = 0").await;
         if new == 0 { Ok(()) } else { Err(format!("{new} are new")) }
     })
     .await;
-    let client = redis::Client::open(eventpulse_testkit::stack().redis_url()).unwrap();
-    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
-    let () = redis::cmd("DEL")
-        .arg(format!("eventpulse:{engine}:{{0}}:events"))
-        .query_async(&mut redis)
-        .await
-        .unwrap();
+    let (mut redis, keys) = gateway.redis().await;
+    let () = redis::cmd("DEL").arg(format!("{keys}events")).query_async(&mut redis).await.unwrap();
     let dispatcher = App::of(config, Roles::Dispatcher).await;
     all_arrive(&receiver, &sent).await;
     gateway.settled().await;
@@ -313,9 +307,7 @@ async fn a_retry_of_a_webhook_just_registered_is_delivered() {
     let event = app.send(&account.key, "t", json!(1)).await;
     all_arrive(&receiver, &HashSet::from([event])).await;
     let db = postgres(&app.database).await;
-    let engine: String = db.query_one("SELECT id FROM engine_state", &[]).await.unwrap().get(0);
-    let client = redis::Client::open(eventpulse_testkit::stack().redis_url()).unwrap();
-    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let (mut redis, keys) = app.redis().await;
     for round in 0..10 {
         let body = json!({ "name": "new", "url": receiver.url(&format!("/{round}")) });
         let request =
@@ -325,7 +317,7 @@ async fn a_retry_of_a_webhook_just_registered_is_delivered() {
         let sql = "INSERT INTO scheduled (event_id, webhook_id, round, attempt, next_at, expires_at, reason)
                    VALUES ($1, $2, 1, 1, now(), now() + interval '1 hour', 'parked')";
         db.execute(sql, &[&event, &webhook]).await.unwrap();
-        let key = format!("eventpulse:{engine}:{{0}}:due");
+        let key = format!("{keys}due");
         let member = format!("{event}:{webhook}");
         let () = redis::cmd("ZADD").arg(&key).arg(1).arg(&member).query_async(&mut redis).await.unwrap();
     }

@@ -40,12 +40,9 @@ async fn deliveries(app: &App, what: &str, sql: &str, n: i64) {
 }
 
 async fn stream_is_empty(app: &App) {
-    let db = postgres(&app.database).await;
-    let engine: String = db.query_one("SELECT id FROM engine_state", &[]).await.unwrap().get(0);
-    let client = redis::Client::open(eventpulse_testkit::stack().redis_url()).unwrap();
-    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let (mut redis, keys) = app.redis().await;
     eventually("the stream and due are empty", PATIENCE, async || {
-        let key = |what| format!("eventpulse:{engine}:{{0}}:{what}");
+        let key = |what| format!("{keys}{what}");
         let events: i64 = redis::cmd("XLEN").arg(key("events")).query_async(&mut redis).await.unwrap();
         let due: i64 = redis::cmd("ZCARD").arg(key("due")).query_async(&mut redis).await.unwrap();
         if events + due == 0 { Ok(()) } else { Err(format!("{events} entries, {due} due")) }

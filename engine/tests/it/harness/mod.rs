@@ -11,6 +11,7 @@ use eventpulse::{
     store::{Address, migrate},
 };
 use eventpulse_testkit::{Receiver, eventually, receiver::Recorded, stack};
+use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
 use tokio_postgres::NoTls;
 
@@ -175,6 +176,15 @@ impl App {
             if owed == 0 { Ok(()) } else { Err(format!("{owed} rows are owed")) }
         })
         .await;
+    }
+
+    /// A connection to Redis, and what this engine's keys there begin with.
+    pub(crate) async fn redis(&self) -> (MultiplexedConnection, String) {
+        let db = postgres(&self.database).await;
+        let engine: String = db.query_one("SELECT id FROM engine_state", &[]).await.expect("migrated").get(0);
+        let client = redis::Client::open(stack().redis_url()).expect("a URL");
+        let connection = client.get_multiplexed_async_connection().await.expect("Redis answers");
+        (connection, format!("eventpulse:{engine}:{{0}}:"))
     }
 
     /// The value of a metric, by its name with labels as it is rendered.
