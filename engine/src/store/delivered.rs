@@ -36,12 +36,12 @@ near AS MATERIALIZED (
 const DELIVERED: &str = concat!(
     settled!(),
     "INSERT INTO delivery_attempts (event_id, webhook_id, round, attempt, status, response_code, response_body,
-    reason_code, duration_ms, created_at)
-SELECT a.event_id, a.webhook_id, $5, $6::smallint, 'success', a.code, a.body, $7::text, a.duration, t.at
+    reason_code, duration_ms, transform_version, created_at)
+SELECT a.event_id, a.webhook_id, $5, $6::smallint, 'success', a.code, a.body, $7::text, a.duration, $11::int, t.at
 FROM t, unnest($3, $4, $8::smallint[], $9::text[], $10::int[]) AS a (event_id, webhook_id, code, body, duration)"
 );
 
-/// Likewise where transforms had a say: some are filtered, and each row says what was sent.
+/// Likewise where rows differ in more, because transforms had a say: some are filtered, or went through other versions.
 const TRANSFORMED: &str = concat!(
     settled!(),
     "INSERT INTO delivery_attempts (event_id, webhook_id, round, attempt, status, response_code, response_body,
@@ -56,12 +56,14 @@ pub(super) struct Delivered<'a> {
     first: i64,
     last: i64,
     reason: &'static str,
+    /// Of the transform that all of them went through.
+    version: Option<i32>,
     event: Vec<i64>,
     webhook: Vec<i64>,
     code: Vec<Option<i16>>,
     body: Vec<Option<&'a str>>,
     duration: Vec<i32>,
-    /// Where transforms had a say.
+    /// Where they differ in more than keys, code, body and duration.
     transformed: Option<Transformed<'a>>,
 }
 
@@ -75,22 +77,23 @@ struct Transformed<'a> {
 }
 
 /// Whether an attempt is one of the usual, whose rows differ in nothing but keys, code, body and duration.
-fn is_plain(attempt: &Attempt, reason: &str) -> bool {
+fn is_plain(attempt: &Attempt, first: &Attempt) -> bool {
     attempt.status == Status::Success
-        && attempt.reason_code == reason
+        && attempt.reason_code == first.reason_code
         && attempt.error.is_none()
-        && attempt.transform.is_none()
+        && attempt.transform == first.transform
 }
 
 impl<'a> Delivered<'a> {
     /// None when one of the records is anything but a first try that was delivered or filtered.
     pub(super) fn of(records: &'a [Record]) -> Option<Delivered<'a>> {
-        let reason = records.first()?.attempt.as_ref()?.reason_code;
+        let first = records.first()?.attempt.as_ref()?;
         let n = records.len();
         let mut columns = Delivered {
             first: i64::MAX,
             last: i64::MIN,
-            reason,
+            reason: first.reason_code,
+            version: first.transform,
             event: Vec::with_capacity(n),
             webhook: Vec::with_capacity(n),
             code: Vec::with_capacity(n),
@@ -98,7 +101,7 @@ impl<'a> Delivered<'a> {
             duration: Vec::with_capacity(n),
             transformed: None,
         };
-        if !records.iter().filter_map(|record| record.attempt.as_ref()).all(|a| is_plain(a, reason)) {
+        if !records.iter().filter_map(|record| record.attempt.as_ref()).all(|a| is_plain(a, first)) {
             columns.transformed = Some(Transformed::default());
         }
         for record in records {
@@ -137,7 +140,7 @@ impl Link {
         let mut parameters = keys.to_vec();
         let sql = match &c.transformed {
             None => {
-                parameters.extend([&c.reason as Parameter<'_>, &c.code, &c.body, &c.duration]);
+                parameters.extend([&c.reason as Parameter<'_>, &c.code, &c.body, &c.duration, &c.version]);
                 DELIVERED
             }
             Some(t) => {
