@@ -96,7 +96,8 @@ impl Engines {
             Engine::new(&with_pool(class, settings, u32::try_from(instances).unwrap_or(u32::MAX)))
         };
         Ok(Engines {
-            small: engine(Class::Small, threads)?,
+            // Threads of either kind run small modules, and only patient ones the others.
+            small: engine(Class::Small, threads * 2)?,
             // One more than are kept: the next is made before the oldest goes.
             large: engine(Class::Large, threads * (LIVE_MAX + 1))?,
         })

@@ -2,13 +2,16 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 use lru::LruCache;
 
-use super::threads::Job;
+use super::threads::{Job, QUICK};
 use crate::model::WebhookId;
 
 /// Webhooks that are remembered. Those with calls in hand are never forgotten, and these have a bound of their own.
@@ -34,6 +37,7 @@ pub(super) struct Share {
     at_once: usize,
     line: Mutex<Line>,
     cost: Mutex<Option<(f64, Instant)>>,
+    quick: AtomicBool,
 }
 
 /// Calls of one webhook beyond those that may run wait here, so that the threads' queue never holds more of it. Who has run
@@ -59,7 +63,8 @@ impl Shares {
         let at_once = self.at_once;
         let share = known
             .get_or_insert(webhook, || {
-                Arc::new(Share { at_once, line: Mutex::default(), cost: Mutex::new(None) })
+                let (line, cost) = (Mutex::default(), Mutex::new(None));
+                Arc::new(Share { at_once, line, cost, quick: AtomicBool::new(false) })
             })
             .clone();
         // The oldest with calls in hand is passed over once for each newcomer, so this ends.
@@ -111,6 +116,12 @@ impl Share {
         let before = cost.filter(|(_, at)| at.elapsed() < COST_AGE_MAX);
         let smoothed = before.map_or(seconds, |(before, _)| before + (seconds - before) * WEIGHT);
         *cost = Some((smoothed, Instant::now()));
+        self.quick.store(smoothed < QUICK.as_secs_f64(), Relaxed);
+    }
+
+    /// Whether its calls were known to be quick when the last one ended.
+    pub(super) fn is_quick(&self) -> bool {
+        self.quick.load(Relaxed)
     }
 }
 
@@ -138,6 +149,18 @@ mod tests {
         assert!((shares.cost(webhook).unwrap() - 0.005).abs() < 0.001);
         share.took(Duration::ZERO);
         assert!(shares.cost(webhook).unwrap() > 0.0);
+    }
+
+    #[test]
+    fn only_what_is_known_to_be_quick_is() {
+        let share = Shares::new(2).of(WebhookId(1));
+        assert!(!share.is_quick(), "nothing is known");
+        share.took(Duration::from_micros(10));
+        assert!(share.is_quick());
+        share.took(Duration::from_millis(50));
+        assert!(!share.is_quick());
+        (0..50).for_each(|_| share.took(Duration::from_micros(10)));
+        assert!(share.is_quick());
     }
 
     #[test]

@@ -1,4 +1,7 @@
-//! The threads that run modules, and the bounded queue in front of them. Modules never run on a thread that serves connections.
+//! The threads that run modules, and the bounded queues in front of them. Modules never run on a thread that serves connections.
+//!
+//! There are two kinds. What is not known to be quick runs on patient threads, which stand back for everybody else. Quick calls are
+//! part of a delivery like any other work for it: a thread that stood back would keep the whole lane waiting.
 
 use std::{
     io,
@@ -24,13 +27,13 @@ use super::{
 };
 use crate::{config, metrics::Metrics};
 
-/// How far threads that run modules stand back: about a tenth of the time that another thread gets, where both want it. ADR 0009
-/// has the figures.
+/// How far patient threads stand back: about a tenth of the time that another thread gets, where both want it. ADR 0009 has the
+/// figures.
 #[cfg(target_os = "linux")]
 const NICE: i32 = 10;
 
-/// Calls that take longer send their outcome at once: the next one may take as long again.
-const QUICK: Duration = Duration::from_micros(200);
+/// Calls that take longer are for patient threads. They send their outcome at once: the next one may take as long again.
+pub(super) const QUICK: Duration = Duration::from_micros(200);
 
 pub(super) struct Job {
     pub(super) module: Arc<Module>,
@@ -40,6 +43,13 @@ pub(super) struct Job {
     /// A place in the queue, until a thread takes the job out of it.
     pub(super) place: Option<OwnedSemaphorePermit>,
     pub(super) waiting: Waiting,
+}
+
+impl Job {
+    /// Whether its webhook's calls are quick of late. Those of a language's runtime never count as quick.
+    fn is_quick(&self) -> bool {
+        self.module.class == Class::Small && self.share.is_quick()
+    }
 }
 
 /// A call that is counted as waiting until this is dropped.
@@ -58,9 +68,22 @@ impl Drop for Waiting {
     }
 }
 
-/// Dropping it lets the threads end when the queue is empty.
+/// The ends of the queues where jobs go in.
+struct Queues {
+    quick: Sender<Job>,
+    patient: Sender<Job>,
+}
+
+impl Queues {
+    /// Never waits: there are as many permits as places in either.
+    fn send(&self, job: Job) -> Result<(), TrySendError<Job>> {
+        if job.is_quick() { self.quick.try_send(job) } else { self.patient.try_send(job) }
+    }
+}
+
+/// Dropping it lets the threads end when their queues are empty.
 pub(super) struct Threads {
-    jobs: Arc<Sender<Job>>,
+    queues: Arc<Queues>,
     pub(super) places: Arc<Semaphore>,
     serving: Arc<Serving>,
 }
@@ -71,22 +94,30 @@ struct Serving {
     metrics: Arc<Metrics>,
     ticker: Ticker,
     /// Weak, or the threads would keep themselves.
-    jobs: Weak<Sender<Job>>,
+    queues: Weak<Queues>,
     places: Arc<Semaphore>,
 }
 
 impl Serving {
     /// Puts a call behind those of others. Gives it back where there is no place: then it runs at once.
     fn queue_behind(&self, mut job: Job) -> Option<Job> {
-        let (Some(jobs), Ok(place)) = (self.jobs.upgrade(), self.places.clone().try_acquire_owned()) else {
+        let (Some(queues), Ok(place)) = (self.queues.upgrade(), self.places.clone().try_acquire_owned())
+        else {
             return Some(job);
         };
         job.place = Some(place);
-        jobs.try_send(job).err().map(TrySendError::into_inner)
+        queues.send(job).err().map(TrySendError::into_inner)
     }
 }
 
-/// One for every core by default; below two a single webhook could have all, above sixteen they only take each other's time.
+/// What one thread has.
+struct Thread {
+    serving: Arc<Serving>,
+    queue: Receiver<Job>,
+    quick: bool,
+}
+
+/// Of each kind. One for every core by default; below two a single webhook could have all, above sixteen they only take each other's time.
 pub(super) fn count(settings: &config::Transform) -> usize {
     let wanted = match settings.threads {
         0 => thread::available_parallelism().map_or(2, usize::from),
@@ -103,37 +134,32 @@ impl Threads {
         metrics: Arc<Metrics>,
         engines: &Engines,
     ) -> io::Result<Threads> {
-        let (jobs, queue) = bounded(settings.queue_max);
-        let (jobs, places) = (Arc::new(jobs), Arc::new(Semaphore::new(settings.queue_max)));
+        let (quick, quick_queue) = bounded(settings.queue_max);
+        let (patient, patient_queue) = bounded(settings.queue_max);
+        let queues = Arc::new(Queues { quick, patient });
+        let places = Arc::new(Semaphore::new(settings.queue_max));
         let serving = Arc::new(Serving {
             settings: settings.clone(),
             metrics,
             ticker: Ticker::start(engines.all())?,
-            jobs: Arc::downgrade(&jobs),
+            queues: Arc::downgrade(&queues),
             places: places.clone(),
         });
         for number in 0..count(settings) {
-            let thread = thread::Builder::new()
-                .name(format!("transform-{number}"))
-                .stack_size(THREAD_STACK_BYTES)
-                .spawn({
-                    let (serving, queue) = (serving.clone(), queue.clone());
-                    move || {
-                        yield_to_others();
-                        serve(&serving, &queue)
+            for (quick, name, queue) in [(false, "patient", &patient_queue), (true, "quick", &quick_queue)] {
+                let thread = Thread { serving: serving.clone(), queue: queue.clone(), quick };
+                match thread.start(format!("{name}-{number}")) {
+                    Ok(()) => {}
+                    // Fewer are slower and still correct.
+                    Err(error) if number > 0 => {
+                        tracing::warn!(%error, threads = number, "fewer threads for transforms than wanted");
+                        return Ok(Threads { queues, places, serving });
                     }
-                });
-            match thread {
-                Ok(_) => {}
-                // Fewer are slower and still correct.
-                Err(error) if number > 0 => {
-                    tracing::warn!(%error, threads = number, "fewer threads for transforms than wanted");
-                    break;
+                    Err(error) => return Err(error),
                 }
-                Err(error) => return Err(error),
             }
         }
-        Ok(Threads { jobs, places, serving })
+        Ok(Threads { queues, places, serving })
     }
 
     /// On the thread that asks, with an instance of its own whatever the module's class.
@@ -144,7 +170,7 @@ impl Threads {
     /// Never waits: there are as many permits as places.
     pub(super) fn send(&self, job: Job) {
         // The reply is dropped with the job should the threads be gone, and who waits for it learns of it so.
-        let _ = self.jobs.try_send(job);
+        let _ = self.queues.send(job);
     }
 }
 
@@ -155,45 +181,61 @@ fn yield_to_others() {
     let _ = rustix::process::nice(NICE);
 }
 
-fn serve(serving: &Serving, queue: &Receiver<Job>) {
-    let mut instances = Instances::new(serving.settings.reuse_max);
-    loop {
-        let job = if instances.is_empty() {
-            queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
-        } else {
-            queue.recv_timeout(IDLE)
-        };
-        match job {
-            Ok(job) => run(serving, queue, &mut instances, job),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
-        }
-        instances.drop_idle();
-    }
-}
-
-/// Runs a call, and then those of its webhook that waited for it to end, as long as nobody else's wait.
-fn run(serving: &Serving, queue: &Receiver<Job>, instances: &mut Instances<Instance>, first: Job) {
-    let mut job = Some(first);
-    let mut ready = Ready::default();
-    // Between two calls the clock is read once: it is a system call.
-    let mut begin = thread_cpu();
-    while let Some(Job { module, input, share, reply, place, waiting }) = job {
-        drop((place, waiting));
-        // Unless nobody waits for it any more.
-        if !reply.is_closed() {
-            let called = timed(serving, instances, &module, &input, begin);
-            begin += called.cpu;
-            share.took(called.cpu);
-            let quick = called.cpu < QUICK;
-            ready.push(reply, called);
-            if !quick || ready.is_full() {
-                ready.send();
+impl Thread {
+    fn start(self, name: String) -> io::Result<()> {
+        let thread = thread::Builder::new().name(format!("wasm-{name}")).stack_size(THREAD_STACK_BYTES);
+        thread.spawn(move || {
+            if !self.quick {
+                yield_to_others();
             }
+            self.serve();
+        })?;
+        Ok(())
+    }
+
+    fn serve(&self) {
+        let mut instances = Instances::new(self.serving.settings.reuse_max);
+        loop {
+            let job = if instances.is_empty() {
+                self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                self.queue.recv_timeout(IDLE)
+            };
+            match job {
+                Ok(job) => self.run(&mut instances, job),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            instances.drop_idle();
         }
-        job = share.next();
-        if !queue.is_empty() {
-            job = job.and_then(|next| serving.queue_behind(next));
+    }
+
+    /// Runs a call, and then those of its webhook that waited for it to end, as long as nobody else's wait and this is the thread
+    /// for them.
+    fn run(&self, instances: &mut Instances<Instance>, first: Job) {
+        let serving = &self.serving;
+        let mut job = Some(first);
+        let mut ready = Ready::default();
+        // Between two calls the clock is read once: it is a system call.
+        let mut begin = thread_cpu();
+        while let Some(Job { module, input, share, reply, place, waiting }) = job {
+            drop((place, waiting));
+            // Unless nobody waits for it any more.
+            if !reply.is_closed() {
+                let called = timed(serving, instances, &module, &input, begin);
+                begin += called.cpu;
+                share.took(called.cpu);
+                let quick = called.cpu < QUICK;
+                ready.push(reply, called);
+                if !quick || ready.is_full() {
+                    ready.send();
+                }
+            }
+            job = share.next();
+            let moves = job.as_ref().is_some_and(|next| next.is_quick() != self.quick);
+            if moves || !self.queue.is_empty() {
+                job = job.and_then(|next| serving.queue_behind(next));
+            }
         }
     }
 }

@@ -9,7 +9,62 @@ use eventpulse::{
 use eventpulse_testkit::{eventually, guests};
 
 use super::{Hosted, PAYLOAD, input, kind, of_webhook, payload};
-use crate::harness::PATIENCE;
+use crate::harness::{
+    PATIENCE,
+    process::{Process, command},
+};
+
+/// Threads of a process whose name begins so: the nice value of each, and the clock ticks of processor time of all.
+#[cfg(target_os = "linux")]
+fn threads(process: &Process, name: &str) -> (Vec<i64>, u64) {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", process.id())).into_iter().flatten().flatten();
+    let stats = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
+    // After the name in brackets, from its state on: proc(5), fields 3, 14, 15 and 19.
+    let of = |stat: String| {
+        let (head, rest) = stat.split_once(") ")?;
+        let numbers: Vec<i64> =
+            rest.split_whitespace().skip(1).map_while(|field| field.parse().ok()).collect();
+        let named = head.split_once('(')?.1.starts_with(name);
+        named.then(|| (numbers[15], (numbers[10] + numbers[11]).unsigned_abs()))
+    };
+    let found: Vec<(i64, u64)> = stats.filter_map(of).collect();
+    (found.iter().map(|(nice, _)| *nice).collect(), found.iter().map(|(_, ticks)| ticks).sum())
+}
+
+/// Runs a module over and over, and returns the ticks of patient and of quick threads once one of them had many.
+#[cfg(target_os = "linux")]
+async fn ticks_of(name: &str, wasm: Vec<u8>) -> (u64, u64) {
+    let folder = std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("threads-{name}"));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (module, event) = (folder.join("module.wasm"), folder.join("event.json"));
+    std::fs::write(&module, wasm).unwrap();
+    std::fs::write(&event, r#"{"type":"order.created","payload":{"amount":1}}"#).unwrap();
+    let line = format!("transform bench {} --event {} --calls 1000000000", module.display(), event.display());
+    let process = Process::spawn(command(&line));
+    let ticks = eventually("one kind of threads has worked", PATIENCE * 2, async || {
+        let (patient, quick) = (threads(&process, "wasm-patient"), threads(&process, "wasm-quick"));
+        if patient.1.max(quick.1) < 50 {
+            return Err(format!("{patient:?} {quick:?} {}", process.output()));
+        }
+        assert!(patient.0.iter().all(|nice| *nice >= 10), "they stand back: {patient:?}");
+        assert!(quick.0.iter().all(|nice| *nice < 10), "they do not: {quick:?}");
+        Ok((patient.1, quick.1))
+    })
+    .await;
+    drop(process);
+    let _ = std::fs::remove_dir_all(&folder);
+    ticks
+}
+
+/// What takes microseconds must not wait behind everybody's connections, and what takes long must.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn only_quick_modules_run_on_threads_that_do_not_stand_back() {
+    let (patient, quick) = ticks_of("quick", guests::echo()).await;
+    assert!(patient < 10, "patient {patient}, quick {quick}");
+    let (patient, quick) = ticks_of("slow", guests::spin(4_000_000)).await;
+    assert!(quick < 10, "patient {patient}, quick {quick}");
+}
 
 /// Modules of two webhooks in turn, in the same few places of memory: nobody finds anything of another or of itself.
 #[tokio::test]
