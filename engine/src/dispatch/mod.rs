@@ -398,14 +398,11 @@ impl Context {
     fn allowed(&self, webhook: &Webhook) -> Allowed {
         let own = &webhook.own;
         let peers = self.peers.load(Relaxed).max(1);
-        let cpu = webhook.transform.as_ref().and_then(|_| self.transforms.host.rate(webhook.id));
         let in_flight_max = own.in_flight_max.unwrap_or(self.config.lane.in_flight_max);
         Allowed {
             in_flight_max: (in_flight_max / peers).max(1),
-            rate: match (own.rate_limit.map(|rate| rate / peers as f64), cpu) {
-                (Some(own), Some(cpu)) => Some(own.min(cpu)),
-                (own, cpu) => own.or(cpu),
-            },
+            rate: own.rate_limit.map(|rate| rate / peers as f64),
+            calls: webhook.transform.as_ref().and_then(|_| self.transforms.host.rate(webhook.id)),
             probe_max: self.config.lane.probe_max.min(self.policy.of(own).patience() / 4),
         }
     }

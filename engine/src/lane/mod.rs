@@ -59,6 +59,7 @@ struct Inner<T> {
     allowed: Allowed,
     window: Window,
     rate: Rate,
+    calls: Rate,
     breaker: Breaker,
     pace: Pace,
     /// When a request last ended, or the first of those in flight began.
@@ -80,9 +81,15 @@ impl<T> Lane<T> {
                 queue: VecDeque::new(),
                 retries: 0,
                 in_flight: 0,
-                allowed: Allowed { in_flight_max: 1, rate: None, probe_max: limits.breaker.probe_max },
+                allowed: Allowed {
+                    in_flight_max: 1,
+                    rate: None,
+                    calls: None,
+                    probe_max: limits.breaker.probe_max,
+                },
                 window: Window::new(),
                 rate: Rate::default(),
+                calls: Rate::default(),
                 breaker: Breaker::new(limits.breaker),
                 pace: Pace::new(),
                 progress: now,
@@ -138,13 +145,16 @@ impl<T> Lane<T> {
         Admission::Queued
     }
 
-    /// Takes a place in the rate limit; how long to wait before sending.
+    /// Takes a place in what is limited to so many a second; how long to wait before sending.
     pub fn reserve(&self) -> Duration {
         let mut inner = self.lock();
-        match inner.allowed.rate {
-            Some(rate) => inner.rate.reserve(rate, Instant::now()),
-            None => Duration::ZERO,
+        let Allowed { rate, calls, .. } = inner.allowed;
+        if rate.is_none() && calls.is_none() {
+            return Duration::ZERO;
         }
+        let now = Instant::now();
+        let wait = rate.map_or(Duration::ZERO, |rate| inner.rate.reserve(rate, now));
+        wait.max(calls.map_or(Duration::ZERO, |calls| inner.calls.reserve_cpu(calls, now)))
     }
 
     /// Notes how a delivery ended and how long it took, and hands out the next.
@@ -312,7 +322,7 @@ impl<T> Inner<T> {
 
     /// Seconds from one delivery to the next.
     fn gap(&self) -> f64 {
-        self.pace.gap(self.window.limit(self.allowed.in_flight_max), self.allowed.rate)
+        self.pace.gap(self.window.limit(self.allowed.in_flight_max), self.allowed.per_second())
     }
 
     fn overflow(&mut self, now: Instant) -> Overflow {
@@ -329,7 +339,7 @@ impl<T> Inner<T> {
     /// place is in flight.
     fn in_flight_limit(&self, limits: &Limits) -> usize {
         let window = self.window.limit(self.allowed.in_flight_max);
-        match self.allowed.rate {
+        match self.allowed.per_second() {
             Some(rate) => window.min((rate * limits.hold.as_secs_f64() / 4.0).ceil() as usize).max(1),
             None => window,
         }
@@ -341,7 +351,7 @@ impl<T> Inner<T> {
         if self.is_slow(now) {
             max = max.min(self.window.limit(self.allowed.in_flight_max) * 2);
         }
-        if let Some(rate) = self.allowed.rate {
+        if let Some(rate) = self.allowed.per_second() {
             max = max.min((rate * limits.hold.as_secs_f64() / 2.0).ceil() as usize);
         }
         max.max(1)

@@ -5,7 +5,7 @@ use crate::model::WebhookId;
 
 const PROBE_MAX: Duration = Duration::from_secs(30);
 
-const ALLOWED: Allowed = Allowed { in_flight_max: 2, rate: None, probe_max: PROBE_MAX };
+const ALLOWED: Allowed = Allowed { in_flight_max: 2, rate: None, calls: None, probe_max: PROBE_MAX };
 
 fn limits() -> Limits {
     Limits {
@@ -47,7 +47,7 @@ async fn in_flight_then_queued_then_parked() {
 
 #[tokio::test(start_paused = true)]
 async fn the_window_grows_with_successes_and_shrinks_with_time_outs() {
-    let allowed = Allowed { in_flight_max: 64, rate: None, probe_max: PROBE_MAX };
+    let allowed = Allowed { in_flight_max: 64, ..ALLOWED };
     let breaker = BreakerSettings { failures: 16, ..limits().breaker };
     let lane = Lane::new(Limits { queue_max: 100, breaker, ..limits() });
     let mut started = 0;
@@ -127,7 +127,7 @@ async fn what_may_wait_for_seconds_only_is_probed_for_within_them() {
 
 #[tokio::test(start_paused = true)]
 async fn a_rate_limit_bounds_what_waits_in_memory() {
-    let allowed = Allowed { in_flight_max: 64, rate: Some(2.0), probe_max: PROBE_MAX };
+    let allowed = Allowed { in_flight_max: 64, rate: Some(2.0), ..ALLOWED };
     let lane = Lane::new(Limits { queue_max: 100, ..limits() });
     assert!(matches!(lane.admit(0, Kind::First, allowed), Admission::Start(_)));
     assert!(matches!(lane.admit(1, Kind::First, allowed), Admission::Queued));

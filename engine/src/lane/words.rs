@@ -22,8 +22,20 @@ pub struct Allowed {
     pub in_flight_max: usize,
     /// Requests a second.
     pub rate: Option<f64>,
+    /// Calls a second of its transform, by the CPU time it may have.
+    pub calls: Option<f64>,
     /// Longest time between two probes: what waits behind the breaker must see several.
     pub probe_max: Duration,
+}
+
+impl Allowed {
+    /// Deliveries a second, whatever limits them.
+    pub(super) fn per_second(&self) -> Option<f64> {
+        match (self.rate, self.calls) {
+            (Some(rate), Some(calls)) => Some(rate.min(calls)),
+            (rate, calls) => rate.or(calls),
+        }
+    }
 }
 
 /// What became of a delivery, as far as its lane cares.

@@ -133,9 +133,12 @@ async fn drained(bench: &Bench, name: &str, module: Option<Vec<u8>>) -> Result<f
     let (end, to, after) = reach(0.9).await?;
     stage.arrived(report.accepted_in_all).await?;
     let (done, used) = ((to - from) as f64, after - before);
-    let calls = metric(&stage.client, dispatcher.gateway, "eventpulse_transform_calls_total").await?;
+    let figure =
+        async |name: &str| metric(&stage.client, dispatcher.gateway, &format!("eventpulse_{name}")).await;
+    let calls = figure("transform_calls_total").await?;
+    let (parked, shelved) = (figure("lane_parked_total").await?, figure("lane_shelved_total").await?);
     println!(
-        "  {name}: us each: dispatcher {:.1} postgres {:.1} redis {:.1}; {calls} calls of the module",
+        "  {name}: us each: dispatcher {:.1} postgres {:.1} redis {:.1}; {calls} calls of the module, {parked} parked, {shelved} shelved",
         used.engine as f64 / done,
         used.postgres as f64 / done,
         used.redis as f64 / done
