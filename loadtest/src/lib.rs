@@ -9,5 +9,6 @@ pub mod cpu;
 pub mod generator;
 pub mod receiver;
 pub mod stack;
+mod ticks;
 pub mod trials;
 pub mod wire;
