@@ -60,7 +60,7 @@ async fn the_last_one_returned_is_the_first_one_taken_and_an_empty_origin_is_for
 
 #[tokio::test]
 async fn one_origin_has_its_limit_and_all_together_have_theirs() {
-    let (all, at) = (pool(1000), origin("http://a.example"));
+    let (all, at) = (pool(2 * IDLE_PER_ORIGIN), origin("http://a.example"));
     let mut peers = Vec::new();
     for _ in 0..IDLE_PER_ORIGIN + 5 {
         let (h1, peer) = connection(&all, &at).await;
