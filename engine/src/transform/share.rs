@@ -20,6 +20,10 @@ const WEBHOOKS_MAX: usize = 10_000;
 /// After that a webhook's calls say nothing of its next ones.
 const COST_AGE_MAX: Duration = Duration::from_secs(60);
 
+/// A call that takes this long is no accident. For a minute after one no call of its webhook counts as quick, or a module that is slow
+/// now and then would be so on the threads that do not stand back.
+const LONG: Duration = Duration::from_millis(2);
+
 /// Weight of the newest call in the smoothed cost. Small enough that one slow call does not park a webhook, large enough
 /// that a dozen do.
 const WEIGHT: f64 = 1.0 / 8.0;
@@ -36,8 +40,18 @@ pub(super) struct Shares {
 pub(super) struct Share {
     at_once: usize,
     line: Mutex<Line>,
-    cost: Mutex<Option<(f64, Instant)>>,
+    cost: Mutex<Option<Cost>>,
     quick: AtomicBool,
+}
+
+/// What calls took of late.
+#[derive(Clone, Copy)]
+struct Cost {
+    /// Smoothed CPU seconds.
+    seconds: f64,
+    at: Instant,
+    /// When the last long one ended.
+    long: Option<Instant>,
 }
 
 /// Calls of one webhook beyond those that may run wait here, so that the threads' queue never holds more of it. Who has run
@@ -85,7 +99,7 @@ impl Shares {
     pub(super) fn cost(&self, webhook: WebhookId) -> Option<f64> {
         let share = lock(&self.known).peek(&webhook).cloned()?;
         let cost = *lock(&share.cost);
-        cost.filter(|(_, at)| at.elapsed() < COST_AGE_MAX).map(|(seconds, _)| seconds)
+        cost.filter(|cost| cost.at.elapsed() < COST_AGE_MAX).map(|cost| cost.seconds)
     }
 }
 
@@ -111,12 +125,15 @@ impl Share {
     }
 
     pub(super) fn took(&self, cpu: Duration) {
-        let seconds = cpu.max(COST_MIN).as_secs_f64();
+        let newest = cpu.max(COST_MIN).as_secs_f64();
+        let now = Instant::now();
+        let recent = |at: &Instant| now.saturating_duration_since(*at) < COST_AGE_MAX;
         let mut cost = lock(&self.cost);
-        let before = cost.filter(|(_, at)| at.elapsed() < COST_AGE_MAX);
-        let smoothed = before.map_or(seconds, |(before, _)| before + (seconds - before) * WEIGHT);
-        *cost = Some((smoothed, Instant::now()));
-        self.quick.store(smoothed < QUICK.as_secs_f64(), Relaxed);
+        let before = cost.filter(|cost| recent(&cost.at));
+        let seconds = before.map_or(newest, |before| before.seconds + (newest - before.seconds) * WEIGHT);
+        let long = if cpu >= LONG { Some(now) } else { before.and_then(|before| before.long).filter(recent) };
+        *cost = Some(Cost { seconds, at: now, long });
+        self.quick.store(seconds < QUICK.as_secs_f64() && long.is_none(), Relaxed);
     }
 
     /// Whether its calls were known to be quick when the last one ended.
@@ -157,10 +174,13 @@ mod tests {
         assert!(!share.is_quick(), "nothing is known");
         share.took(Duration::from_micros(10));
         assert!(share.is_quick());
-        share.took(Duration::from_millis(50));
+        (0..50).for_each(|_| share.took(Duration::from_millis(1)));
         assert!(!share.is_quick());
         (0..50).for_each(|_| share.took(Duration::from_micros(10)));
         assert!(share.is_quick());
+        share.took(Duration::from_millis(50));
+        (0..500).for_each(|_| share.took(Duration::from_micros(10)));
+        assert!(!share.is_quick(), "it was slow a moment ago");
     }
 
     #[test]

@@ -117,7 +117,8 @@ struct Thread {
     quick: bool,
 }
 
-/// Of each kind. One for every core by default; below two a single webhook could have all, above sixteen they only take each other's time.
+/// Of each kind. One for every core by default; below two a single webhook could have all, above sixteen they only take each
+/// other's time.
 pub(super) fn count(settings: &config::Transform) -> usize {
     let wanted = match settings.threads {
         0 => thread::available_parallelism().map_or(2, usize::from),
