@@ -263,7 +263,8 @@ section!(
 section!(
     /// Webhooks' own WASM modules.
     Transform {
-        /// Threads that run modules, in each process, from 2 to 16. 0 is one for every core. No webhook has more than half.
+        /// Threads of either kind, quick and patient, that run modules in each process, from 2 to 16. 0 is one for every core.
+        /// No webhook has more than half.
         threads: usize = 0,
         /// CPU time of one call. A module that takes longer is stopped.
         #[serde(with = "span")]

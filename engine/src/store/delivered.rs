@@ -191,7 +191,13 @@ mod tests {
         let columns = Delivered::of(&records).unwrap();
         assert_eq!((columns.first, columns.last, columns.event), (5, 7, vec![7, 5, 6]));
         assert!(Delivered::of(&[]).is_none());
-        assert!(columns.transformed.is_none());
+        assert!(columns.transformed.is_none() && columns.version.is_none());
+        let mut records = [record(5), record(6)];
+        records.iter_mut().for_each(|r| r.attempt.as_mut().unwrap().transform = Some(3));
+        let columns = Delivered::of(&records).unwrap();
+        assert!(columns.transformed.is_none() && columns.version == Some(3), "one version for all");
+        records[1].attempt.as_mut().unwrap().transform = None;
+        assert_eq!(Delivered::of(&records).unwrap().transformed.unwrap().version, [Some(3), None]);
         let mut records = [record(5), record(6)];
         let attempt = records[1].attempt.as_mut().unwrap();
         (attempt.status, attempt.transform, attempt.reason_code) = (Status::Filtered, Some(3), "filtered");
