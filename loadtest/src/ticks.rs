@@ -25,7 +25,8 @@ impl Ticks {
             timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
         let even = Itimerspec { it_interval: length, it_value: length };
         timerfd_settime(&timer, TimerfdTimerFlags::empty(), &even)?;
-        // SAFETY: the descriptor is the timer's own, and stays open and the same for as long as that is owned.
+        // SAFETY: the descriptor is the timer's own, and stays open and the same for as long as that is owned. tokio has deprecated
+        // the constructors that do not ask for this. Without the timer half a millisecond of each latency was the generator's.
         let timer =
             unsafe { tokio::io::unix::AsyncFd::register_with_interest(timer, tokio::io::Interest::READABLE) };
         Ok(Ticks(timer?))
