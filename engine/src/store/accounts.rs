@@ -42,6 +42,7 @@ impl Store {
         let statement = client.prepare_cached(sql).await?;
         let rows = client.query(&statement, &[&version]).await?;
         let now = rows.first().map_or(version, |row| row.get(4));
+        self.address.history().read(now);
         Ok((now, rows.iter().filter_map(key_row).collect()))
     }
 }

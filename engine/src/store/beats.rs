@@ -11,9 +11,13 @@ impl Link {
                     ON CONFLICT (id) DO UPDATE SET beat = excluded.beat";
         self.query(beat, &[&me, &roles, &next]).await?;
         self.history().beaten(next);
-        let sql = "SELECT id, beat, (SELECT last_value FROM event_id_blocks) FROM instances";
+        let sql = "SELECT i.id, i.beat, s.history, (SELECT last_value FROM event_id_blocks)
+                   FROM instances AS i, engine_state AS s";
         let rows = self.query(sql, &[]).await?;
-        self.see(rows.first().map_or(0, |row| row.get(2)));
+        if let Some(row) = rows.first() {
+            self.history().is_named(row.get(2))?;
+            self.see(row.get(3));
+        }
         Ok(rows.iter().map(|r| (r.get(0), r.get(1))).collect())
     }
 }

@@ -132,6 +132,7 @@ impl Link {
             if insert.traces.is_empty() { (COMMIT, &params[..7]) } else { (COMMIT_TRACED, &params[..]) };
         let rows = self.query(sql, params).await?;
         let committed = rows.first().map(Committed::from_row).ok_or(Error::NotMigrated)?;
+        self.history().read(committed.version);
         if let Some(block) = committed.block {
             self.history().note(block);
         }

@@ -23,8 +23,8 @@ const AHEAD: i64 = 1 << 20;
 const LOCK: i64 = 0x4576_4869;
 
 const PLACE: &str =
-    "SELECT history, (SELECT last_value FROM event_id_blocks), (SELECT beat FROM instances WHERE id = $1)
-                     FROM engine_state";
+    "SELECT history, (SELECT last_value FROM event_id_blocks), (SELECT beat FROM instances WHERE id = $1),
+                     config_version FROM engine_state";
 
 /// What one process knows of the past, shared by all of its connections.
 #[derive(Clone)]
@@ -40,17 +40,19 @@ struct Inner {
     /// This process among the instances; 0 before it has joined them, which no instance is.
     instance: AtomicI64,
     /// The last of its beats that is surely committed. Blocks are large, and Postgres notes ahead which ones it hands out: the
-    /// loss of a few moments shows here alone.
+    /// loss of a few moments shows here.
     beat: AtomicI64,
+    /// The highest configuration version that was read, by each group commit among others. Between two beats a lost account or
+    /// key shows here alone, and it is what must not be taken for another's.
+    version: AtomicI64,
     gone: watch::Sender<bool>,
 }
 
 impl Default for History {
     fn default() -> History {
-        let [highest, instance, beat] = [const { AtomicI64::new(0) }; 3];
-        let inner =
-            Inner { name: AtomicI64::new(-1), highest, instance, beat, gone: watch::Sender::new(false) };
-        History { inner: Arc::new(inner) }
+        let [highest, instance, beat, version] = [const { AtomicI64::new(0) }; 4];
+        let (name, gone) = (AtomicI64::new(-1), watch::Sender::new(false));
+        History { inner: Arc::new(Inner { name, highest, instance, beat, version, gone }) }
     }
 }
 
@@ -75,6 +77,11 @@ impl History {
         self.inner.beat.fetch_max(beat, Relaxed);
     }
 
+    /// A configuration version was read.
+    pub(super) fn read(&self, version: i64) {
+        self.inner.version.fetch_max(version, Relaxed);
+    }
+
     /// Returns once a connection has found that Postgres went back in time.
     pub async fn gone(&self) {
         let mut gone = self.inner.gone.subscribe();
@@ -84,8 +91,13 @@ impl History {
 
     /// What this process knows for certain.
     fn known(&self) -> Place {
-        let Inner { name, highest, beat, .. } = &*self.inner;
-        Place { name: name.load(Relaxed), last: highest.load(Relaxed), beat: Some(beat.load(Relaxed)) }
+        let Inner { name, highest, beat, version, .. } = &*self.inner;
+        Place {
+            name: name.load(Relaxed),
+            last: highest.load(Relaxed),
+            beat: Some(beat.load(Relaxed)),
+            version: version.load(Relaxed),
+        }
     }
 
     /// Looks at a new connection.
@@ -93,18 +105,29 @@ impl History {
     /// # Errors
     /// [`Error::Rewound`], and from then on for every connection.
     pub(super) async fn check(&self, client: &Client) -> Result<(), Error> {
-        // Before the look, beside which both numbers rise.
+        // Before the look, beside which the numbers rise.
         let known = self.known();
         let Some(found) = place(client, &self.inner.instance).await? else { return Ok(()) };
-        let name = match self.inner.name.compare_exchange(-1, found.name, Relaxed, Relaxed) {
-            Ok(_) => found.name,
-            Err(name) => name,
-        };
-        if found.name == name && !found.lacks(&known) {
-            return Ok(());
+        if found.lacks(&known) {
+            self.inner.gone.send_replace(true);
+            return Err(Error::Rewound);
         }
-        self.inner.gone.send_replace(true);
-        Err(Error::Rewound)
+        self.is_named(found.name)
+    }
+
+    /// Takes the name that Postgres has for its history now. A process that lost nothing it knows of may have looked before another
+    /// began the new one.
+    ///
+    /// # Errors
+    /// [`Error::Rewound`], where it is another than at first.
+    pub(super) fn is_named(&self, found: i64) -> Result<(), Error> {
+        match self.inner.name.compare_exchange(-1, found, Relaxed, Relaxed) {
+            Err(name) if name != found => {
+                self.inner.gone.send_replace(true);
+                Err(Error::Rewound)
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -116,12 +139,16 @@ struct Place {
     last: i64,
     /// The last beat of the process that looks. None where it has no row: others took it for dead.
     beat: Option<i64>,
+    /// The configuration's.
+    version: i64,
 }
 
 impl Place {
     /// Whether something is missing here that is known to have been committed.
     fn lacks(&self, known: &Place) -> bool {
-        self.last < known.last || self.beat.zip(known.beat).is_some_and(|(found, known)| found < known)
+        self.last < known.last
+            || self.version < known.version
+            || self.beat.zip(known.beat).is_some_and(|(found, known)| found < known)
     }
 
     /// Whether another process has seen to it that all numbers go on after what is known.
@@ -133,7 +160,12 @@ impl Place {
 /// None before the tables are there.
 async fn place(client: &impl GenericClient, instance: &AtomicI64) -> Result<Option<Place>, Error> {
     match client.query_opt(PLACE, &[&instance.load(Relaxed)]).await {
-        Ok(row) => Ok(row.map(|row| Place { name: row.get(0), last: row.get(1), beat: row.get(2) })),
+        Ok(row) => Ok(row.map(|row| Place {
+            name: row.get(0),
+            last: row.get(1),
+            beat: row.get(2),
+            version: row.get(3),
+        })),
         Err(error)
             if [Some(&SqlState::UNDEFINED_TABLE), Some(&SqlState::UNDEFINED_COLUMN)]
                 .contains(&error.code()) =>

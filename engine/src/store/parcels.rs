@@ -253,6 +253,7 @@ impl Link {
             return Err(error);
         }
         committed?;
+        self.history().read(carried.version);
         Ok(carried)
     }
 

@@ -3,13 +3,13 @@
 
 use std::{collections::HashSet, path::Path, process::Command};
 
-use eventpulse::store::{Address, migrate};
+use eventpulse::store::{Address, Error, Link, Store, migrate};
 use eventpulse_embedded::{Postgres, Redis};
 use eventpulse_testkit::{Receiver, eventually, private_postgres, private_redis};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    PATIENCE, count, ids, postgres,
+    PATIENCE, count, database, ids, postgres,
     process::{Process, command_of},
 };
 
@@ -172,7 +172,7 @@ async fn after_a_restored_backup_no_id_and_no_key_is_taken_for_another() {
     stage.end(server);
 }
 
-/// So little that Postgres' sequences, which note ahead what they give, do not show it.
+/// So little that neither the configuration nor Postgres' sequences, which note ahead what they give, show it.
 #[tokio::test]
 async fn the_loss_of_a_few_moments_is_noticed() {
     let (server, stage) = Stage::start("moments").await;
@@ -182,15 +182,6 @@ async fn the_loss_of_a_few_moments_is_noticed() {
     delivered(&receiver, &sent).await;
 
     let server = stage.back_up(server).await;
-    let lost = eventually("an account is made", PATIENCE, async || {
-        let body = json!({ "name": "lost", "url": receiver.url("/lost") });
-        match stage.gateway.post("/register-webhook", None, body).await {
-            Some((201, body)) => Ok(body["apiKey"].as_str().expect("a key").to_owned()),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
-    // No event, so no id of one is lost; a beat later the process knows of a number that will be.
     let db = postgres(&stage.url).await;
     let beat = async || count(&db, "SELECT max(beat) FROM instances").await;
     let before = beat().await;
@@ -203,8 +194,19 @@ async fn the_loss_of_a_few_moments_is_noticed() {
     let server = stage.put_back(server).await;
     sent.push(stage.gateway.send(&kept).await);
     delivered(&receiver, &sent).await;
-    let event = json!({ "type": "t", "payload": 1 });
-    let (status, body) = stage.gateway.post("/send-event", Some(&lost), event).await.expect("an answer");
-    assert_eq!(status, 401, "the process does not remember what Postgres has lost: {body}");
     stage.end(server);
+}
+
+/// Its connections may be older than that.
+#[tokio::test]
+async fn who_lost_nothing_notices_with_its_next_beat_that_another_began_anew() {
+    let url = database("another_history").await;
+    let store = Store::new(&url, 2).expect("a URL");
+    let me = store.join("api").await.expect("an instance");
+    let mut link = Link::new(store.address().clone(), PATIENCE);
+    link.beat(me, "api").await.expect("a beat");
+    postgres(&url).await.execute("UPDATE engine_state SET history = history + 1", &[]).await.unwrap();
+    let error = link.beat(me, "api").await.expect_err("another history");
+    assert!(matches!(error, Error::Rewound), "{error}");
+    store.address().history().gone().await;
 }
