@@ -86,6 +86,8 @@ struct Delivery {
     term: u64,
     /// None for one that is to be parked at once.
     permit: Option<Permit>,
+    /// Of a probe: when its time on the shelf is up.
+    probe_until: Option<tokio::time::Instant>,
 }
 
 impl Delivery {
@@ -102,6 +104,7 @@ impl Delivery {
             origin: entry.origin,
             entry: Some(entry),
             permit,
+            probe_until: None,
         }
     }
 }

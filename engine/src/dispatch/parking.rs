@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::{Context, Delivery, work};
 use crate::{
     lane::{Lane, Overflow, Why},
@@ -9,6 +11,9 @@ use crate::{
     settle::Item,
     store::settle::{Later, Record, SHELVED},
 };
+
+/// How much later than promised a retry may come to be made.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// Takes a delivery out of memory: beside its open entry where its lane soon comes to it, or else into the schedule.
 pub(super) async fn turn_away(context: &Context, delivery: Delivery) {
@@ -62,6 +67,24 @@ fn shelf_time(context: &Context, own: &Own, reason: &str) -> Duration {
     if reason == "breaker" { terms.patience() } else { terms.expiry() }
 }
 
+/// The row of a delivery that is tried again after `wait`. A failed probe for whose retry there is no time goes back to the shelf:
+/// with a promise it would outlive everything it stood there with, and then wait for an endpoint that does not work. One that
+/// `answers`, though with a refusal, has its breaker closed.
+pub(super) fn again(
+    context: &Context,
+    delivery: &Delivery,
+    record: &Record,
+    wait: Duration,
+    answers: bool,
+) -> Later {
+    let (own, next) = (&delivery.target.webhook.own, delivery.tried.attempt + 1);
+    let left = delivery.probe_until.map(|until| until.saturating_duration_since(Instant::now()));
+    match left.filter(|left| !answers && *left < wait + GRACE) {
+        Some(left) => later(context, own, record, next, left, "breaker"),
+        None => later(context, own, record, next, wait, "retry"),
+    }
+}
+
 /// The row of a delivery that waits.
 pub(super) fn later(
     context: &Context,
@@ -73,11 +96,8 @@ pub(super) fn later(
 ) -> Later {
     let ms = |d: Duration| i64::try_from(d.as_millis()).unwrap_or(i64::MAX);
     // A retry that is promised is made; what is shelved goes when its time is up.
-    let expiry = if SHELVED.contains(&reason) {
-        wait
-    } else {
-        context.policy.of(own).expiry().max(wait + Duration::from_secs(10))
-    };
+    let expiry =
+        if SHELVED.contains(&reason) { wait } else { context.policy.of(own).expiry().max(wait + GRACE) };
     Later {
         next_attempt,
         delay_ms: ms(wait),

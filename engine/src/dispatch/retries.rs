@@ -191,8 +191,9 @@ impl Context {
             lease: Some(self.leases.note(row.key, until)),
             term,
             permit: None,
+            probe_until: None,
         };
-        if row.expired {
+        if row.expires_in_ms < 0 {
             self.metrics.retry.expired.increment(1);
             let why = "its time was up before an attempt could be made";
             work::dead_without_call(self, delivery, "expired", why).await;

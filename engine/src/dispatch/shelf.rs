@@ -205,7 +205,9 @@ async fn claimed(
     term: u64,
 ) -> Result<Option<Delivery>, Failure> {
     let Some(row) = context.store.owed(&[key], context.spare_ms()).await?.pop() else { return Ok(None) };
+    let left = Duration::from_millis(row.expires_in_ms.try_into().unwrap_or_default());
     let Some(mut delivery) = context.retry_of(row, until, term).await? else { return Ok(None) };
+    delivery.probe_until = Some(Instant::now() + left);
     context.lengthen(due, &mut delivery).await?;
     Ok(Some(delivery))
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     Context, Delivery, latency,
-    parking::{later, park, shelve, turn_away},
+    parking::{again, later, park, shelve, turn_away},
     shelf, spans,
     transforms::{self, Shaped},
 };
@@ -356,6 +356,7 @@ fn record(
 ) -> Record {
     let Metrics { deliver, .. } = &*context.metrics;
     let mut record = blank(delivery);
+    let answers = meaning(&verdict) == Outcome::Refused;
     let mut attempt = match verdict {
         Verdict::Delivered(mut attempt) => {
             deliver.delivered.increment(1);
@@ -375,8 +376,7 @@ fn record(
             match context.policy.of(&delivery.target.webhook.own).wait(tries, after, schedule::random()) {
                 Some(wait) => {
                     deliver.retried.increment(1);
-                    let own = &delivery.target.webhook.own;
-                    let mut row = later(context, own, &record, tries + 1, wait, "retry");
+                    let mut row = again(context, delivery, &record, wait, answers);
                     row.pin = sent.map(Sent::pin);
                     record.later = Some(row);
                 }

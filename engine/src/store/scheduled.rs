@@ -17,7 +17,8 @@ pub struct Owed {
     pub tried: Try,
     /// How far away its time is; negative when it has passed.
     pub due_in_ms: i64,
-    pub expired: bool,
+    /// How much time it has left; negative when there is none.
+    pub expires_in_ms: i64,
     /// What it was sent with before.
     pub pin: Option<Pin>,
     /// The configuration in which its webhook changed last; 0 for one that is not there.
@@ -45,7 +46,7 @@ impl Store {
         let sql = format!(
             "SELECT s.event_id, s.webhook_id, s.round, s.attempt,
                     (extract(epoch FROM s.next_at - now()) * 1000)::bigint,
-                    greatest(s.expires_at, {SPARED_UNTIL}) < now(), e.account_id, e.type, e.payload, e.created_at,
+                    (extract(epoch FROM greatest(s.expires_at, {SPARED_UNTIL}) - now()) * 1000)::bigint, e.account_id, e.type, e.payload, e.created_at,
                     s.transform_version, s.body_hash, coalesce(h.version, 0), e.trace
              FROM unnest($1::bigint[], $2::bigint[]) AS k (event_id, webhook_id)
              JOIN scheduled AS s USING (event_id, webhook_id) LEFT JOIN events AS e ON e.id = s.event_id
@@ -59,7 +60,7 @@ impl Store {
                 key: (row.get(0), row.get(1)),
                 tried: Try { round: row.get(2), attempt: row.get(3) },
                 due_in_ms: row.get(4),
-                expired: row.get(5),
+                expires_in_ms: row.get(5),
                 pin: row.get::<_, Option<i32>>(10).map(|version| Pin { version, hash: row.get(11) }),
                 version: row.get(12),
                 event: row.get::<_, Option<AccountId>>(6).map(|account| {

@@ -186,6 +186,39 @@ async fn behind_an_open_breaker_nothing_waits_for_ever() {
     app.stop().await;
 }
 
+/// 1. A probe takes a delivery that was never tried and has ten seconds left. 2. It fails, and its retry would come in an hour: the
+/// promise moved its end to then.
+#[tokio::test]
+async fn a_failed_probe_lives_no_longer_than_what_it_stood_with() {
+    let app = App::with("probed", |c| {
+        swept_soon(c);
+        c.retry.schedule = ["1h"; 12].join(",").parse().unwrap();
+    })
+    .await;
+    let receiver = Receiver::start().await;
+    let account = app.register(&receiver.url("/")).await;
+    let event = app.send(&account.key, "t", json!(1)).await;
+    app.settled().await;
+
+    receiver.script(|_| Reply::status(500));
+    let db = postgres(&app.database).await;
+    let (mut redis, keys) = app.redis().await;
+    let breaker = format!("{keys}lane:{}:breaker", account.webhook);
+    let () = redis::cmd("SET").arg(&breaker).arg(1).query_async(&mut redis).await.unwrap();
+    let row = "INSERT INTO scheduled (event_id, webhook_id, round, attempt, next_at, expires_at, reason)
+               VALUES ($1, $2, 2, 1, now() + interval '10 s', now() + interval '10 s', 'breaker')";
+    db.execute(row, &[&event, &account.webhook]).await.unwrap();
+    let letter = eventually("its time is up", PATIENCE, async || {
+        let sql = "SELECT reason_code, attempts FROM dlq_entries";
+        db.query_opt(sql, &[]).await.unwrap().ok_or_else(|| format!("{} requests", receiver.count()))
+    })
+    .await;
+    assert_eq!(letter.get::<_, &str>(0), "expired_while_parked");
+    let probes = receiver.count() - 1;
+    assert!(probes > 0 && letter.get::<_, i16>(1) as usize == probes, "{probes} probes, {letter:?}");
+    app.stop().await;
+}
+
 #[tokio::test]
 async fn a_paused_webhook_holds_its_work_and_gets_it_when_it_is_active_again() {
     let app = App::with("paused", swept_soon).await;
