@@ -24,6 +24,9 @@ const SLOW_STEP: Duration = Duration::from_millis(50);
 /// A step of no fewer is worth a query right after the one before.
 const LARGE: usize = 250;
 
+/// Deliveries that one probe looks at which are over.
+const OVER_MAX: usize = 64;
+
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Runs errands until stopped.
@@ -167,13 +170,15 @@ async fn try_probe(
 /// What the shelf has for a probe.
 enum Oldest {
     Ours(Box<Delivery>),
-    /// Whoever shelved it has not taken it out of `due` yet, or has it in hand again: what is sent then nobody holds back.
+    /// Whoever shelved it has not taken it out of `due` yet, or has it in hand again: what is sent then nobody holds back. Or many
+    /// were over, and whether there is another one is not known.
     Theirs,
     /// Nothing is owed that could be sent.
     Nothing,
 }
 
-/// Takes the oldest shelved delivery in hand.
+/// Takes the oldest shelved delivery in hand. One that is over by now (its time is up, its event is gone) says nothing of the
+/// endpoint, nor of whether there are others.
 async fn oldest(
     context: &Context,
     due: &mut Due,
@@ -182,18 +187,24 @@ async fn oldest(
     until: Instant,
     term: u64,
 ) -> Result<Oldest, Failure> {
-    let Some(key) = context.store.pull_shelved(webhook, 1).await?.pop() else { return Ok(Oldest::Nothing) };
-    // Its row is due now; in `due` with our lease on it nobody else takes it meanwhile.
-    if !due.claim(key, lease_ms).await? {
-        return Ok(Oldest::Theirs);
-    }
-    match claimed(context, due, key, until, term).await {
-        Ok(delivery) => Ok(delivery.map_or(Oldest::Nothing, |delivery| Oldest::Ours(Box::new(delivery)))),
-        Err(error) => {
-            due.release(&[key]).await?;
-            Err(error)
+    for _ in 0..OVER_MAX {
+        let Some(key) = context.store.pull_shelved(webhook, 1).await?.pop() else {
+            return Ok(Oldest::Nothing);
+        };
+        // Its row is due now; in `due` with our lease on it nobody else takes it meanwhile.
+        if !due.claim(key, lease_ms).await? {
+            return Ok(Oldest::Theirs);
+        }
+        match claimed(context, due, key, until, term).await {
+            Ok(Some(delivery)) => return Ok(Oldest::Ours(Box::new(delivery))),
+            Ok(None) => {}
+            Err(error) => {
+                due.release(&[key]).await?;
+                return Err(error);
+            }
         }
     }
+    Ok(Oldest::Theirs)
 }
 
 /// The delivery behind a member of `due` that is ours.

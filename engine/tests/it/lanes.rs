@@ -219,6 +219,39 @@ async fn a_failed_probe_lives_no_longer_than_what_it_stood_with() {
     app.stop().await;
 }
 
+/// 1. A probe takes a delivery whose time is just up, or whose event is gone. 2. That was taken for an empty shelf: the breaker
+/// closed, and all that stood there went to an endpoint that did not work.
+#[tokio::test]
+async fn what_is_over_does_not_close_a_breaker() {
+    let app = App::with("over", swept_soon).await;
+    let receiver = Receiver::start().await;
+    let account = app.register(&receiver.url("/")).await;
+    let event = app.send(&account.key, "t", json!(1)).await;
+    app.settled().await;
+
+    let db = postgres(&app.database).await;
+    let (mut redis, keys) = app.redis().await;
+    let breaker = format!("{keys}lane:{}:breaker", account.webhook);
+    let () = redis::cmd("SET").arg(&breaker).arg(1).query_async(&mut redis).await.unwrap();
+    for event in [1, event] {
+        let row = "INSERT INTO scheduled (event_id, webhook_id, round, attempt, next_at, expires_at, reason)
+                   VALUES ($1, $2, 2, 1, now() + interval '1 hour', now() + interval '1 hour', 'breaker')";
+        db.execute(row, &[&event, &account.webhook]).await.unwrap();
+    }
+    received(&receiver, 2).await;
+    eventually("the second is a probe", PATIENCE, async || {
+        match app.metric("eventpulse_lane_probes_total") {
+            1.0 => Ok(()),
+            probes => Err(format!("{probes}")),
+        }
+    })
+    .await;
+    // Its lease would last as long as that of a process that died.
+    db.execute("DELETE FROM scheduled WHERE event_id = 1", &[]).await.unwrap();
+    app.settled().await;
+    app.stop().await;
+}
+
 #[tokio::test]
 async fn a_paused_webhook_holds_its_work_and_gets_it_when_it_is_active_again() {
     let app = App::with("paused", swept_soon).await;
