@@ -92,8 +92,12 @@ async fn round(options: &Options, servers: &Servers, n: usize) -> Result<Ratios,
         let run = Run::start(options, servers, "both").await?;
         if wanted("both") {
             let cost = run.both().await?;
-            let sum = run.parts(n, call, &cost).await?;
-            ratios.push(("CPU of engine, Postgres and Redis / sum of the parts", cost.total() / sum));
+            let [each, sum] = run.parts(n, call, &cost).await?;
+            ratios.push((
+                "CPU of engine, Postgres, Redis / parts, an entry for each event",
+                cost.total() / each,
+            ));
+            ratios.push(("the same / parts, an entry for each batch", cost.total() / sum));
             ratios.push(("events/s with both roles / bare calls/s", cost.rate / calls));
         }
         if wanted("steady") {
@@ -236,8 +240,9 @@ impl<'a> Run<'a> {
         Ok(cost)
     }
 
-    /// What the parts alone cost an event, in batches of the size that the engine had.
-    async fn parts(&self, n: usize, call: f64, cost: &Cost) -> Result<f64, Error> {
+    /// What the parts alone cost an event, in batches of the size that the engine had: with an entry of the stream for each event,
+    /// its payload in it, as one would first build it, and with one for each batch, as the engine does.
+    async fn parts(&self, n: usize, call: f64, cost: &Cost) -> Result<[f64; 2], Error> {
         let postgres = parts::postgres(&self.engine.database_url).await?;
         let keys = [self.account.key.clone()];
         let bench = Bench {
@@ -258,16 +263,23 @@ impl<'a> Run<'a> {
         let url = self.servers.redis.url();
         let (work, used) = sampled(pids, async || parts::stream(&url, PART).await).await?;
         let stream = of(used, work.done) / cost.batch;
+        let entries = cost.batch.round().max(1.0) as usize;
+        let (work, used) =
+            sampled(pids, async || parts::stream_each(&url, self.options.size, entries, PART).await).await?;
+        let each = of(used, work.done);
         let batch = cost.records.round().max(1.0) as usize;
         let (work, used) = sampled(pids, async || parts::attempts(&postgres, batch, PART).await).await?;
         let attempts = of(used, work.done);
         let hyper = round.get(&bare).map_or(f64::NAN, |figure| figure.engine);
         let copy = copy_cost(&round, cost.batch).unwrap_or(f64::NAN);
-        let sum = hyper + copy + stream + call + attempts;
+        let rest = hyper + copy + call + attempts;
         println!(
-            "  parts: request {hyper:.2}, COPY {copy:.2}, stream {stream:.2}, call {call:.2}, attempts {attempts:.2} = {sum:.2} us"
+            "  parts: request {hyper:.2}, COPY {copy:.2}, call {call:.2}, attempts {attempts:.2}, stream {each:.2} with an entry \
+             for each event, {stream:.2} for each batch; in all {:.2} and {:.2} us",
+            rest + each,
+            rest + stream,
         );
-        Ok(sum)
+        Ok([rest + each, rest + stream])
     }
 
     /// From when an event was due to be sent to its arrival.

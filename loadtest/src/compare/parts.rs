@@ -147,6 +147,40 @@ pub async fn stream(url: &str, length: Duration) -> Result<Work, Error> {
     work
 }
 
+/// Most entries that one read asks for, as the floor of it was measured.
+const READ_MAX: usize = 256;
+
+/// An entry with its payload for each event: `batch` of them added by one pipeline, read by a group, acked and deleted together.
+///
+/// # Errors
+/// When Redis refuses.
+pub async fn stream_each(url: &str, size: usize, batch: usize, length: Duration) -> Result<Work, Error> {
+    let mut connection = redis::Client::open(url)?.get_multiplexed_async_connection().await?;
+    let made = redis::cmd("XGROUP").arg(&["CREATE", "bench", "g", "$", "MKSTREAM"]).to_owned();
+    made.query_async::<()>(&mut connection).await?;
+    let payload = wire::event(wire::KIND, size);
+    let work = repeat(length, batch as u64, async |n| {
+        let ids: Vec<String> = (1..=batch).map(|at| format!("{}-{at}", n + 1)).collect();
+        let mut pipe = redis::pipe();
+        for id in &ids {
+            pipe.cmd("XADD").arg("bench").arg(id).arg("id").arg(n).arg("event").arg(payload.as_str());
+            pipe.ignore();
+        }
+        pipe.query_async::<()>(&mut connection.clone()).await?;
+        for _ in 0..batch.div_ceil(READ_MAX) {
+            let mut read = redis::cmd("XREADGROUP");
+            read.arg(&["GROUP", "g", "c", "COUNT"]).arg(READ_MAX).arg(&["STREAMS", "bench", ">"]);
+            read.query_async::<redis::Value>(&mut connection.clone()).await?;
+        }
+        let mut pipe = redis::pipe();
+        pipe.cmd("XACK").arg("bench").arg("g").arg(&ids).cmd("XDEL").arg("bench").arg(&ids);
+        Ok(pipe.query_async::<()>(&mut connection.clone()).await?)
+    })
+    .await;
+    redis::cmd("DEL").arg("bench").query_async::<()>(&mut connection).await?;
+    work
+}
+
 /// Rows of attempts, `batch` a commit, in a table with the index that attempts have.
 ///
 /// # Errors
