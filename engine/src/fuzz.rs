@@ -12,7 +12,7 @@ use serde::de::IgnoredAny;
 
 use crate::{
     config::Targets,
-    deliver::{address as ranges, outcome, target},
+    deliver::{address as ranges, outcome, reply as read, target},
     ingest::{Draft, Format, Load, Most},
     stream,
     transform::fuzzed as transform,
@@ -148,14 +148,24 @@ pub fn output(data: &[u8]) {
 /// What is called with the bytes. It panics where a law does not hold.
 pub type Target = fn(&[u8]);
 
+/// The reply of an endpoint, after a byte that says in what pieces it comes.
+pub fn reply(data: &[u8]) {
+    const MOST: usize = 64;
+    let Some((piece, reply)) = data.split_first() else { return };
+    let whole = read(reply, reply.len().max(1), MOST);
+    assert!(whole.as_ref().is_none_or(|(_, body, ..)| body.len() <= MOST + 1));
+    assert_eq!(read(reply, usize::from(*piece).max(1), MOST), whole, "it is the same however it comes");
+}
+
 /// By the names of the fuzz targets.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("event", event),
     ("bulk", bulk),
     ("entry", entry),
     ("retry_after", retry_after),
     ("address", address),
     ("output", output),
+    ("reply", reply),
 ];
 
 #[cfg(test)]

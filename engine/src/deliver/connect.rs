@@ -9,8 +9,9 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
     address::permits,
-    conn::{H1, H2},
     dns::{self, Dns},
+    h1::H1,
+    h2::H2,
     origin::Origin,
     outcome::Failure,
     pool::Pool,
@@ -83,15 +84,16 @@ impl Connector {
                 self.direct(origin.host(), origin.port, allowed).await?
             }
         };
-        let broken = |error: hyper::Error| Failure::Connect(error.into());
         if !origin.https {
-            return Ok(Opened::H1(H1::open(stream, pool, origin).await.map_err(broken)?));
+            return Ok(Opened::H1(H1::new(stream, pool.next_id())));
         }
         let stream = self.secured(stream, origin.host()).await?;
         if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-            Ok(Opened::H2(H2::open(stream, pool, origin).await.map_err(broken)?))
+            Ok(Opened::H2(
+                H2::open(stream, pool, origin).await.map_err(|error| Failure::Connect(error.into()))?,
+            ))
         } else {
-            Ok(Opened::H1(H1::open(stream, pool, origin).await.map_err(broken)?))
+            Ok(Opened::H1(H1::new(stream, pool.next_id())))
         }
     }
 

@@ -5,18 +5,22 @@
 
 pub(crate) mod address;
 pub mod client;
-mod conn;
 mod connect;
 mod dns;
 mod gate;
+mod h1;
+mod h2;
 mod origin;
 pub mod outcome;
 mod pool;
+pub mod post;
 mod proxy;
 pub mod request;
 pub mod sign;
 pub mod target;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::h1::fuzzed::reply;
 pub use self::{
     client::Client,
     outcome::Verdict,

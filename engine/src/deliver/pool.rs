@@ -20,8 +20,9 @@ use lru::LruCache;
 use tokio::time::Instant;
 
 use super::{
-    conn::{H1, H2},
     gate::{Gate, Opening, Waiter},
+    h1::H1,
+    h2::H2,
     origin::Origin,
 };
 use crate::metrics::{Metrics, Part};
@@ -30,9 +31,6 @@ use crate::metrics::{Metrics, Part};
 /// all of them want makes as many requests at once. With 128, four of ten requests of such a fan-out opened a connection, at twice
 /// the price of the whole delivery.
 const IDLE_PER_ORIGIN: usize = 1024;
-
-/// Longest wait for a connection whose reply was read to be ready for the next request.
-const READY: Duration = Duration::from_secs(1);
 
 /// How long connections live.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +84,16 @@ struct Resting {
     until: Instant,
     /// None for HTTP/2, whose connection stands in its slot.
     h1: Option<H1>,
+}
+
+impl Resting {
+    /// Why it is of no more use, if it is not. A shared connection's driver tells of its end by itself.
+    fn over(&mut self, now: Instant) -> Option<Reason> {
+        if self.until <= now {
+            return Some(Reason::Idle);
+        }
+        self.h1.as_mut().is_some_and(|h1| !h1.is_ready()).then_some(Reason::Peer)
+    }
 }
 
 /// What a caller gets.
@@ -155,23 +163,7 @@ impl Pool {
     }
 
     /// Takes back a connection whose reply was read to its end. `peer_idle` is how long the peer keeps it.
-    pub(super) fn put(self: &Arc<Pool>, origin: &Origin, mut h1: H1, peer_idle: Option<Duration>) {
-        if h1.sender.is_ready() {
-            return self.rest(origin, h1, peer_idle);
-        }
-        if h1.sender.is_closed() {
-            return;
-        }
-        // Its driver has not come round yet.
-        let (pool, origin) = (self.clone(), origin.clone());
-        tokio::spawn(async move {
-            if let Ok(Ok(())) = tokio::time::timeout(READY, h1.sender.ready()).await {
-                pool.rest(&origin, h1, peer_idle);
-            }
-        });
-    }
-
-    fn rest(self: &Arc<Pool>, origin: &Origin, h1: H1, peer_idle: Option<Duration>) {
+    pub(super) fn put(self: &Arc<Pool>, origin: &Origin, h1: H1, peer_idle: Option<Duration>) {
         let now = Instant::now();
         let idle = peer_idle.map_or(self.limits.idle, |peer| peer.min(self.limits.idle));
         let old = h1.born + self.limits.age_max;
@@ -180,10 +172,6 @@ impl Pool {
             return h1.close();
         }
         let mut state = self.lock();
-        // Asked again under the lock: a driver that ends after this finds its connection here and removes it.
-        if !h1.sender.is_ready() {
-            return;
-        }
         let id = h1.id;
         state.slots.entry(origin.clone()).or_default().h1.push_back(id);
         let until = (now + idle).min(old);
@@ -212,7 +200,7 @@ impl Pool {
             tokio::spawn(sweep(Arc::downgrade(self), (self.limits.idle / 4).clamp(TICK_MIN, TICK_MAX)));
         }
         drop(state);
-        self.close(gone, Reason::Evicted);
+        gone.into_iter().for_each(|resting| self.close(resting, Reason::Evicted));
     }
 
     /// Shares a connection that was just opened; its first request is the caller's.
@@ -235,7 +223,7 @@ impl Pool {
         state.forget_if_empty(origin);
     }
 
-    /// Removes a connection whose driver has ended.
+    /// Removes a shared connection whose driver has ended.
     pub(super) fn ended(&self, origin: &Origin, id: u64) {
         let mut state = self.lock();
         let rested = state.resting.pop(&id);
@@ -247,12 +235,10 @@ impl Pool {
         }
     }
 
-    fn close(&self, gone: Vec<Resting>, reason: Reason) {
-        for resting in gone {
-            self.closed(reason);
-            if let Some(h1) = resting.h1 {
-                h1.close();
-            }
+    fn close(&self, resting: Resting, reason: Reason) {
+        self.closed(reason);
+        if let Some(h1) = resting.h1 {
+            h1.close();
         }
     }
 
@@ -302,12 +288,14 @@ impl State {
             }));
         }
         while !fresh && let Some(id) = slot.h1.pop_back() {
-            let Some(Resting { until, h1: Some(h1), .. }) = self.resting.pop(&id) else { continue };
+            let Some(Resting { until, h1: Some(mut h1), .. }) = self.resting.pop(&id) else { continue };
             if until <= now {
                 pool.closed(Reason::Idle);
                 h1.close();
-            } else if h1.sender.is_ready() {
+            } else if h1.is_ready() {
                 return Some(Checkout::H1(h1));
+            } else {
+                pool.closed(Reason::Peer);
             }
         }
         None
@@ -336,20 +324,21 @@ impl State {
 const TICK_MIN: Duration = Duration::from_millis(50);
 const TICK_MAX: Duration = Duration::from_secs(1);
 
-/// Closes what has rested too long: one task for all, so that no request needs a timer for it.
+/// Closes what has rested too long, and what its peer has closed: one task for all, so that no request needs a timer for it and
+/// no connection a task.
 async fn sweep(pool: Weak<Pool>, tick: Duration) {
     loop {
         tokio::time::sleep(tick).await;
         let Some(pool) = pool.upgrade() else { return };
         let now = Instant::now();
         let mut state = pool.lock();
-        let over: Vec<u64> =
-            state.resting.iter().filter(|(_, resting)| resting.until <= now).map(|(id, _)| *id).collect();
+        let over = state.resting.iter_mut().filter_map(|(id, resting)| Some((*id, resting.over(now)?)));
+        let over: Vec<(u64, Reason)> = over.collect();
         let mut gone = Vec::with_capacity(over.len());
-        for id in over {
+        for (id, reason) in over {
             if let Some(resting) = state.resting.pop(&id) {
                 state.leave(&resting.origin, id);
-                gone.push(resting);
+                gone.push((resting, reason));
             }
         }
         // The last idle connection was taken from these, and has not come back.
@@ -362,7 +351,7 @@ async fn sweep(pool: Weak<Pool>, tick: Duration) {
         state.show();
         let done = !state.sweeping;
         drop(state);
-        pool.close(gone, Reason::Idle);
+        gone.into_iter().for_each(|(resting, reason)| pool.close(resting, reason));
         if done {
             return;
         }

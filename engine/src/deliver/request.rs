@@ -1,15 +1,20 @@
 //! The request of one attempt: the envelope around the producer's bytes, and its headers.
 
-use std::fmt::{Display, Write as _};
-
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::{
-    Request, Uri,
-    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
+use std::{
+    fmt::{self, Display, Write as _},
+    str,
+    sync::Arc,
 };
 
-use super::sign::Signer;
+use bytes::Bytes;
+use hyper::header::{
+    CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING, USER_AGENT,
+};
+
+use super::{
+    post::{Endpoint, Post},
+    sign::Signer,
+};
 use crate::model::{Event, EventId, Timestamp, Try, Webhook, write_event};
 
 /// What goes out in place of what came in.
@@ -42,19 +47,34 @@ const ATTEMPT: HeaderName = HeaderName::from_static("x-eventpulse-attempt");
 const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-const AGENT: &str = concat!("EventPulse/", env!("CARGO_PKG_VERSION"));
+/// What a request gets besides the account's own headers, in whose place nothing of theirs can stand.
+const OURS: [HeaderName; 14] = [
+    SIGNATURE,
+    NEXT_SIGNATURE,
+    EVENT_ID,
+    EVENT_TYPE,
+    ATTEMPT,
+    WEBHOOK_SIGNATURE,
+    WEBHOOK_TIMESTAMP,
+    WEBHOOK_ID,
+    TRACEPARENT,
+    CONTENT_TYPE,
+    CONTENT_LENGTH,
+    TRANSFER_ENCODING,
+    USER_AGENT,
+    HOST,
+];
 
 /// A webhook with what each of its requests needs, made once.
 pub struct Target {
     pub webhook: Webhook,
-    uri: Uri,
+    endpoint: Arc<Endpoint>,
     /// None when the secret cannot be read.
     signer: Option<Signer>,
     /// Of the secret before, until then.
     before: Option<(Signer, Timestamp)>,
-    /// The account's own, read once.
-    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Target {
@@ -65,24 +85,18 @@ impl Target {
             value.set_sensitive(true);
             Some((HeaderName::try_from(name.as_str()).ok()?, value))
         };
+        let own = webhook.own.headers.iter().filter_map(read).filter(|(name, _)| !OURS.contains(name));
         Some(Target {
-            uri: webhook.url.parse().ok()?,
+            endpoint: Arc::new(Endpoint::new(webhook.url.parse().ok()?, own.collect())?),
             signer: webhook.secret.as_deref().map(Signer::new),
             before: webhook.secret_before.as_ref().map(|(secret, until)| (Signer::new(secret), *until)),
-            headers: webhook.own.headers.iter().filter_map(read).collect(),
             webhook,
         })
     }
 
     /// Of its endpoint.
-    pub fn host(&self) -> Option<&str> {
-        self.uri.host()
-    }
-
-    /// The id that stays the same over all attempts of this delivery, and is unique even if a restored
-    /// database hands an event id out again.
-    fn delivery_id(&self, event: &Event) -> String {
-        format!("msg_{}_{}_{}", event.id, event.created_at.0, self.webhook.id)
+    pub fn host(&self) -> &str {
+        self.endpoint.origin.authority.host()
     }
 
     /// The request of one attempt with this body, signed for `now`; none when the secret cannot be read, since whatever else
@@ -94,12 +108,15 @@ impl Target {
         now: Timestamp,
         content: &Content,
         body: Bytes,
-    ) -> Option<Request<Full<Bytes>>> {
-        self.signed(&self.delivery_id(event), event, tried, now, content, body)
+    ) -> Option<Post> {
+        // The id stays the same over all attempts of this delivery, and is unique even if a restored database hands an event id
+        // out again.
+        let id = format_args!("msg_{}_{}_{}", event.id, event.created_at.0, self.webhook.id);
+        self.signed(id, event, tried, now, content, body)
     }
 
     /// The request of a test: an event that stands nowhere, under an id that no delivery has.
-    pub fn test_request(&self, now: Timestamp) -> Option<Request<Full<Bytes>>> {
+    pub fn test_request(&self, now: Timestamp) -> Option<Post> {
         let payload = format!("{{\"message\":\"a test from EventPulse\",\"time\":\"{now}\"}}");
         let event = Event {
             id: EventId(0),
@@ -109,94 +126,66 @@ impl Target {
             created_at: now,
             trace: None,
         };
-        let id = format!("test_{}_{}", now.0, self.webhook.id);
+        let id = format_args!("test_{}_{}", now.0, self.webhook.id);
         let body = Content::Original.body(&event);
-        self.signed(&id, &event, Try::FIRST, now, &Content::Original, body)
+        self.signed(id, &event, Try::FIRST, now, &Content::Original, body)
     }
 
     fn signed(
         &self,
-        id: &str,
+        id: fmt::Arguments,
         event: &Event,
         tried: Try,
         now: Timestamp,
         content: &Content,
         body: Bytes,
-    ) -> Option<Request<Full<Bytes>>> {
+    ) -> Option<Post> {
         let signer = self.signer.as_ref()?;
-        let timestamp = now.seconds().to_string();
-        let mut values = Values::new(event.kind.len());
         // Who knows one secret only has to find its signature: the header with room for two has both, and the other stays the
         // old one's for as long as that counts.
         let before = self.before.as_ref().filter(|(_, until)| now < *until).map(|(signer, _)| signer);
-        if before.is_some() {
-            values.put(NEXT_SIGNATURE, |text| signer.push_seed(&body, text));
+        let mut post = Post::new(&self.endpoint, body.clone());
+        match content {
+            Content::Original | Content::Payload(_) => {
+                post.put(CONTENT_TYPE, |text| text.push_str("application/json"));
+            }
+            Content::Whole { content_type, headers, .. } => {
+                copy(&mut post, CONTENT_TYPE, content_type);
+                let others = headers.iter().filter(|(name, _)| !OURS.contains(name));
+                others.for_each(|(name, value)| copy(&mut post, name.clone(), value));
+            }
         }
-        values.put(SIGNATURE, |text| before.unwrap_or(signer).push_seed(&body, text));
-        values.put(EVENT_ID, |text| push(text, event.id));
-        values.put(EVENT_TYPE, |text| text.push_str(&event.kind));
-        values.put(ATTEMPT, |text| push(text, tried.attempt));
-        values.put(WEBHOOK_SIGNATURE, |text| {
-            signer.push_standard(id, &timestamp, &body, text);
-            if let Some(before) = before {
+        if before.is_some() {
+            post.put(NEXT_SIGNATURE, |text| signer.push_seed(&body, text));
+        }
+        post.put(SIGNATURE, |text| before.unwrap_or(signer).push_seed(&body, text));
+        post.put(EVENT_ID, |text| push(text, event.id));
+        // Types may hold any letter but control characters, which is what a header value allows.
+        if !event.kind.contains(|c: char| c.is_ascii_control()) {
+            post.put(EVENT_TYPE, |text| text.push_str(&event.kind));
+        }
+        post.put(ATTEMPT, |text| push(text, tried.attempt));
+        let id = post.put(WEBHOOK_ID, |text| push(text, id));
+        let timestamp = post.put(WEBHOOK_TIMESTAMP, |text| push(text, now.seconds()));
+        let mac = |signer: &Signer, post: &Post| {
+            signer.standard_mac(post.value(id.clone()), post.value(timestamp.clone()), &body)
+        };
+        let (first, second) = (mac(signer, &post), before.map(|before| mac(before, &post)));
+        post.put(WEBHOOK_SIGNATURE, |text| {
+            first.push(text);
+            if let Some(second) = second {
                 text.push(' ');
-                before.push_standard(id, &timestamp, &body, text);
+                second.push(text);
             }
         });
-        values.put(WEBHOOK_TIMESTAMP, |text| text.push_str(&timestamp));
-        values.put(WEBHOOK_ID, |text| text.push_str(id));
-
-        let (mut content_type, mut further) = (HeaderValue::from_static("application/json"), &[][..]);
-        if let Content::Whole { content_type: own, headers, .. } = content {
-            content_type.clone_from(own);
-            further = headers;
-        }
-        let mut headers = HeaderMap::with_capacity(values.len() + self.headers.len() + further.len() + 4);
-        headers.extend(self.headers.iter().chain(further).cloned());
-        // Ours come after, so that nothing can stand in their place.
-        for (name, value) in values.cut() {
-            headers.insert(name, value);
-        }
-        headers.insert(CONTENT_TYPE, content_type);
-        headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = hyper::Method::POST;
-        *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = headers;
-        Some(request)
+        Some(post)
     }
 }
 
-/// The values of a request's headers in one piece of memory: a piece for each would cost more than what is in them.
-struct Values {
-    text: String,
-    /// Each with where it ends.
-    names: Vec<(HeaderName, usize)>,
-}
-
-impl Values {
-    fn new(kind_bytes: usize) -> Values {
-        Values { text: String::with_capacity(384 + kind_bytes), names: Vec::with_capacity(8) }
-    }
-
-    fn len(&self) -> usize {
-        self.names.len()
-    }
-
-    fn put(&mut self, name: HeaderName, write: impl FnOnce(&mut String)) {
-        write(&mut self.text);
-        self.names.push((name, self.text.len()));
-    }
-
-    fn cut(self) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
-        let text = Bytes::from(self.text);
-        let mut start = 0;
-        self.names.into_iter().filter_map(move |(name, end)| {
-            let value = text.slice(start..end);
-            start = end;
-            // Types may hold any letter but control characters, which is what a header value allows.
-            Some((name, HeaderValue::from_maybe_shared(value).ok()?))
-        })
+/// A value from a module is text.
+fn copy(post: &mut Post, name: HeaderName, value: &HeaderValue) {
+    if let Ok(value) = str::from_utf8(value.as_bytes()) {
+        post.put(name, |text| text.push_str(value));
     }
 }
 
@@ -260,10 +249,10 @@ mod tests {
         let one = target.request(&event, tried, Timestamp(5_000), &Content::Original, body.clone()).unwrap();
         tried.attempt = 2;
         let two = target.request(&event, tried, Timestamp(9_000), &Content::Original, body).unwrap();
-        assert_eq!(one.headers()["webhook-id"], "msg_7_1704067200123_3");
-        assert_eq!(one.headers()["webhook-id"], two.headers()["webhook-id"]);
-        assert_eq!(two.headers()["x-eventpulse-attempt"], "2");
-        assert_eq!(two.headers()["webhook-timestamp"], "9");
-        assert_eq!(one.headers()["x-eventpulse-event-type"].as_bytes(), "order.créé".as_bytes());
+        assert_eq!(one.field("webhook-id"), Some("msg_7_1704067200123_3"));
+        assert_eq!(one.field("webhook-id"), two.field("webhook-id"));
+        assert_eq!(two.field("x-eventpulse-attempt"), Some("2"));
+        assert_eq!(two.field("webhook-timestamp"), Some("9"));
+        assert_eq!(one.field("x-eventpulse-event-type"), Some("order.créé"));
     }
 }

@@ -61,18 +61,26 @@ impl Signer {
     /// (Standard Webhooks specification 1.0.0, "Signature scheme").
     pub fn standard(&self, id: &str, timestamp: &str, body: &[u8]) -> String {
         let mut text = String::with_capacity(47);
-        self.push_standard(id, timestamp, body, &mut text);
+        self.standard_mac(id, timestamp, body).push(&mut text);
         text
     }
 
-    /// [`standard`](Signer::standard), at the end of a text.
-    pub(super) fn push_standard(&self, id: &str, timestamp: &str, body: &[u8], text: &mut String) {
+    /// What [`standard`](Signer::standard) says, not yet as text.
+    pub(super) fn standard_mac(&self, id: &str, timestamp: &str, body: &[u8]) -> StandardMac {
         let mut mac = self.standard.clone();
         for part in [id.as_bytes(), b".", timestamp.as_bytes(), b".", body] {
             mac.update(part);
         }
+        StandardMac(mac.finalize().into_bytes().into())
+    }
+}
+
+pub(super) struct StandardMac([u8; 32]);
+
+impl StandardMac {
+    pub(super) fn push(&self, text: &mut String) {
         text.push_str("v1,");
-        STANDARD.encode_string(mac.finalize().into_bytes(), text);
+        STANDARD.encode_string(self.0, text);
     }
 }
 

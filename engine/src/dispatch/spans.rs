@@ -3,21 +3,13 @@
 
 use std::time::SystemTime;
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::{
-    Request,
-    header::{HeaderName, HeaderValue},
-};
-
 use super::{Context, Delivery};
 use crate::{
+    deliver::{post::Post, request::TRACEPARENT},
     model::{Batch, Event},
     store::settle::{Record, Status},
     trace::{Kind, Span, SpanId, Tracer, Value, nanos},
 };
-
-static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// An attempt under way whose span will be exported.
 pub(super) struct Attempt {
@@ -51,12 +43,12 @@ pub(super) fn taken(tracer: &Tracer, batch: &Batch) {
 
 /// Tells the receiver the trace, if the event has one: the attempt's own span is the parent of what the receiver does, or
 /// the producer's where no span is exported.
-pub(super) fn begin(tracer: &Tracer, event: &Event, request: &mut Request<Full<Bytes>>) -> Option<Attempt> {
+pub(super) fn begin(tracer: &Tracer, event: &Event, request: &mut Post) -> Option<Attempt> {
     let trace = event.trace.as_deref()?;
     let id = tracer.span(trace);
-    // Digits and hyphens are a value.
-    if let Ok(value) = HeaderValue::from_bytes(&trace.header(id.unwrap_or(trace.parent))) {
-        request.headers_mut().insert(&TRACEPARENT, value);
+    // Digits and hyphens.
+    if let Ok(value) = str::from_utf8(&trace.header(id.unwrap_or(trace.parent))) {
+        request.put(TRACEPARENT, |text| text.push_str(value));
     }
     id.map(|id| Attempt { id, start: SystemTime::now() })
 }
@@ -80,7 +72,7 @@ pub(super) fn end(context: &Context, span: Attempt, delivery: &Delivery, record:
         ("eventpulse.outcome", text(outcome)),
     ];
     // The URL is not told: there are secrets in the paths of some.
-    attributes.extend(delivery.target.host().map(|host| ("server.address", text(host))));
+    attributes.push(("server.address", text(delivery.target.host())));
     attributes.extend(attempt.code.map(|code| ("http.response.status_code", Value::Number(code.into()))));
     attributes.extend(failed.then(|| ("error.type", text(attempt.reason_code))));
     context.tracer.record(Span {

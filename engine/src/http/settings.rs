@@ -15,7 +15,7 @@ const HEADER_NAME_MAX: usize = 128;
 const HEADER_VALUE_MAX: usize = 1024;
 
 /// Headers that we set, or that belong to the connection.
-const RESERVED: [&str; 12] = [
+const RESERVED: [&str; 13] = [
     "connection",
     "content-length",
     "content-type",
@@ -24,6 +24,7 @@ const RESERVED: [&str; 12] = [
     "http2-settings",
     "keep-alive",
     "te",
+    "traceparent",
     "trailer",
     "transfer-encoding",
     "upgrade",

@@ -14,6 +14,7 @@ use eventpulse::{
     deliver::{
         Client,
         outcome::{Call, Failure, Reply as Answer},
+        post::{Endpoint, Post},
     },
     metrics::Metrics,
 };
@@ -59,8 +60,8 @@ impl Caller {
     }
 
     async fn call_within(&self, url: &str, timeout: Duration) -> Call {
-        let request = Request::post(url).body(Full::new(Bytes::from_static(b"{}"))).expect("a request");
-        self.client.call(request, timeout).await
+        let endpoint = Endpoint::new(url.parse().expect("a URL"), vec![]).expect("it has a host");
+        self.client.call(Post::new(&Arc::new(endpoint), Bytes::from_static(b"{}")), timeout).await
     }
 
     pub(crate) async fn ok(&self, url: &str) -> Answer {
@@ -304,7 +305,7 @@ async fn a_replys_status_decides_however_slow_or_long_its_body() {
     let receiver = Receiver::start().await;
     receiver.script(|r| match r.path.as_str() {
         "/slow" => Reply::slow_body("x".repeat(1000), 1, Duration::from_secs(1)),
-        "/long" => Reply::status(500).with_body("x".repeat(11)),
+        "/long" => Reply::status(500).with_body("x".repeat(12)),
         _ => Reply::ok().with_body("x".repeat(10)),
     });
     let caller = Caller::with(|c| c.reply_bytes_max = 10);

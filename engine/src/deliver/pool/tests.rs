@@ -12,11 +12,9 @@ fn pool(idle_max: usize) -> Arc<Pool> {
 }
 
 /// A connection whose peer is held by the test.
-async fn connection(pool: &Arc<Pool>, origin: &Origin) -> (H1, tokio::io::DuplexStream) {
+fn connection(pool: &Arc<Pool>) -> (H1, tokio::io::DuplexStream) {
     let (ours, peers) = tokio::io::duplex(1024);
-    let mut h1 = H1::open(ours, pool, origin).await.unwrap();
-    h1.sender.ready().await.unwrap();
-    (h1, peers)
+    (H1::new(ours, pool.next_id()), peers)
 }
 
 fn slots(pool: &Pool) -> usize {
@@ -26,8 +24,8 @@ fn slots(pool: &Pool) -> usize {
 #[tokio::test]
 async fn the_last_one_returned_is_the_first_one_taken_and_an_empty_origin_is_forgotten() {
     let (pool, at) = (pool(10), origin("http://a.example"));
-    let (one, peer_one) = connection(&pool, &at).await;
-    let (two, peer_two) = connection(&pool, &at).await;
+    let (one, peer_one) = connection(&pool);
+    let (two, peer_two) = connection(&pool);
     let (first, last) = (one.id, two.id);
     pool.put(&at, one, None);
     pool.put(&at, two, None);
@@ -42,11 +40,11 @@ async fn the_last_one_returned_is_the_first_one_taken_and_an_empty_origin_is_for
     pool.put(&at, other, None);
     drop((peer_one, peer_two));
     while slots(&pool) > 0 {
-        tokio::task::yield_now().await;
+        tokio::time::sleep(TICK_MIN).await;
     }
     assert_eq!(pool.lock().resting.len(), 0);
     // One that was taken and does not come back.
-    let (three, _peer) = connection(&pool, &at).await;
+    let (three, _peer) = connection(&pool);
     pool.put(&at, three, None);
     let Checkout::H1(taken) = pool.checkout(&at, false, true) else { panic!("none") };
     drop(taken);
@@ -63,7 +61,7 @@ async fn one_origin_has_its_limit_and_all_together_have_theirs() {
     let (all, at) = (pool(2 * IDLE_PER_ORIGIN), origin("http://a.example"));
     let mut peers = Vec::new();
     for _ in 0..IDLE_PER_ORIGIN + 5 {
-        let (h1, peer) = connection(&all, &at).await;
+        let (h1, peer) = connection(&all);
         all.put(&at, h1, None);
         peers.push(peer);
     }
@@ -71,7 +69,7 @@ async fn one_origin_has_its_limit_and_all_together_have_theirs() {
     let all = pool(3);
     for n in 0..20 {
         let at = origin(&format!("http://{n}.example"));
-        let (h1, peer) = connection(&all, &at).await;
+        let (h1, peer) = connection(&all);
         all.put(&at, h1, None);
         peers.push(peer);
     }

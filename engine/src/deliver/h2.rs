@@ -1,4 +1,4 @@
-//! One connection and the task that drives it.
+//! An HTTP/2 connection and the task that drives it.
 
 use std::{
     future::{Future, poll_fn},
@@ -11,20 +11,16 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Notify,
-    task::{AbortHandle, JoinSet},
+    task::JoinSet,
     time::Instant,
 };
 
-use super::{origin::Origin, pool::Pool};
-
-/// Bytes of a reply's head. hyper goes through what it has read without a pause, so a flood of interim replies holds the
-/// thread for as long as this takes.
-const HEAD_BYTES_MAX: usize = 32 << 10;
+use super::{h1::head::HEAD_BYTES_MAX, origin::Origin, pool::Pool};
 
 /// Requests at once on one HTTP/2 connection, if its peer allows as many.
 const STREAMS_MAX: usize = 128;
@@ -33,51 +29,9 @@ const STREAMS_MAX: usize = 128;
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 
-/// An HTTP/1.1 connection. Dropping it closes it at once, whatever it is doing.
-pub(super) struct H1 {
-    pub(super) id: u64,
-    pub(super) born: Instant,
-    pub(super) sender: http1::SendRequest<Full<Bytes>>,
-    driver: Driver,
-}
-
-impl H1 {
-    pub(super) async fn open<T>(io: T, pool: &Arc<Pool>, origin: &Origin) -> hyper::Result<H1>
-    where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let (sender, connection) =
-            http1::Builder::new().max_buf_size(HEAD_BYTES_MAX).handshake(TokioIo::new(io)).await?;
-        let id = pool.next_id();
-        let (home, origin) = (Arc::downgrade(pool), origin.clone());
-        let driver = tokio::spawn(async move {
-            // Why it ended is told to the caller who waits on it, if there is one.
-            let _ = connection.await;
-            ended(&home, &origin, id);
-        });
-        Ok(H1 { id, born: Instant::now(), sender, driver: Driver(Some(driver.abort_handle())) })
-    }
-
-    /// Closes an idle connection in good order: its driver says goodbye.
-    pub(super) fn close(mut self) {
-        self.driver.0.take();
-    }
-}
-
 fn ended(pool: &Weak<Pool>, origin: &Origin, id: u64) {
     if let Some(pool) = pool.upgrade() {
         pool.ended(origin, id);
-    }
-}
-
-/// Ends a driver that may never end by itself, such as one that writes to a peer which does not read.
-struct Driver(Option<AbortHandle>);
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        if let Some(driver) = self.0.take() {
-            driver.abort();
-        }
     }
 }
 
