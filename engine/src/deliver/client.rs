@@ -19,11 +19,11 @@ use tokio::time::{Instant, Sleep};
 
 use super::{
     connect::{Connector, Opened},
-    h1::{H1, body::Body, head::Head},
+    h1::{H1, Sending, body::Body, head::Head},
     origin::Origin,
     outcome::{Call, Failure, Reply, retry_after},
     pool::{Checkout, Limits, Pool, Stream},
-    post::{Endpoint, Finished, Post},
+    post::{Finished, Post},
 };
 use crate::{config, metrics::Metrics, model::Timestamp};
 
@@ -76,8 +76,9 @@ impl Client {
         let in_flight = InFlight::new(&inner.metrics);
         // One timer for the whole call.
         let mut over = pin!(tokio::time::sleep_until(start + timeout));
-        let result = match within(over.as_mut(), inner.answer(post)).await {
-            Some(Ok(answered)) => Ok(inner.reply(answered, over).await),
+        let request = post.finish();
+        let result = match within(over.as_mut(), inner.answer(&request)).await {
+            Some(Ok(answered)) => Ok(inner.reply(&request.endpoint.origin, answered, over).await),
             Some(Err(failure)) => Err(failure),
             None => Err(Failure::TimedOut),
         };
@@ -109,7 +110,8 @@ async fn within<F: Future>(mut over: Pin<&mut Sleep>, future: F) -> Option<F::Ou
     let mut future = pin!(future);
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending => over.as_mut().poll(cx).map(|()| None),
+        // Also where the future has spent what a task may do in its turn, or a peer that always has more ready would have no end.
+        Poll::Pending => pin!(tokio::task::unconstrained(over.as_mut())).poll(cx).map(|()| None),
     })
     .await
 }
@@ -121,22 +123,21 @@ enum Conn {
 }
 
 /// The beginning of a reply, and what the rest of it comes by.
-enum Answered {
-    H1(Arc<Endpoint>, H1, Head, Body),
+enum Answered<'a> {
+    H1(H1, Sending<'a>, Head, Body),
     H2(Stream, Response<Incoming>),
 }
 
 impl Inner {
     /// Sends a request and waits for the head of its reply. On a connection that ended before it took a byte the request was
     /// not made, and then it goes on a new one.
-    async fn answer(&self, post: Post) -> Result<Answered, Failure> {
-        let request = post.finish();
+    async fn answer<'a>(&self, request: &'a Finished) -> Result<Answered<'a>, Failure> {
         let origin = &request.endpoint.origin;
         let mut tried = 0;
         loop {
             let sent = match self.connection(origin, tried > 0).await? {
-                Conn::H1(h1) => over_h1(h1, &request).await,
-                Conn::H2(stream) => over_h2(stream, &request).await,
+                Conn::H1(h1) => over_h1(h1, request).await,
+                Conn::H2(stream) => over_h2(stream, request).await,
             };
             tried += 1;
             match sent {
@@ -169,13 +170,18 @@ impl Inner {
 
     /// Reads the body up to the cap. What is left unread closes the connection, or resets its stream. The head has decided: a body
     /// that is too slow or breaks off takes nothing away from it.
-    async fn reply(&self, answered: Answered, mut over: Pin<&mut Sleep>) -> Reply {
+    async fn reply(&self, origin: &Origin, answered: Answered<'_>, mut over: Pin<&mut Sleep>) -> Reply {
         let (max, mut body) = (self.reply_bytes_max, Vec::new());
         let (status, wish, date) = match answered {
-            Answered::H1(endpoint, mut h1, head, mut rest) => {
-                let read = within(over.as_mut(), h1.read(&mut rest, max, &mut body)).await;
-                if matches!(read, Some(Ok(true))) && h1.is_clean() && head.keeps {
-                    self.pool.put(&endpoint.origin, h1, head.idle);
+            Answered::H1(mut h1, mut sending, head, mut rest) => {
+                let read = h1.read(&mut sending, &mut rest, max, &mut body);
+                let ended = matches!(within(over.as_mut(), read).await, Some(Ok(true)));
+                // Who takes a request before it was read wants the rest of it.
+                if head.status.is_success() && !sending.is_over() {
+                    within(over.as_mut(), h1.send_rest(&mut sending)).await;
+                }
+                if ended && head.keeps && sending.is_over() && h1.is_clean() {
+                    self.pool.put(origin, h1, head.idle);
                 }
                 (head.status, head.retry_after, head.date)
             }
@@ -215,14 +221,15 @@ struct Broken {
     begun: bool,
 }
 
-async fn over_h1(mut h1: H1, request: &Finished) -> Result<Answered, Broken> {
-    match h1.exchange(&request.wire).await {
-        Ok((head, body)) => Ok(Answered::H1(request.endpoint.clone(), h1, head, body)),
+async fn over_h1(mut h1: H1, request: &Finished) -> Result<Answered<'_>, Broken> {
+    let mut sending = Sending::new(&request.wire);
+    match h1.exchange(&mut sending).await {
+        Ok((head, body)) => Ok(Answered::H1(h1, sending, head, body)),
         Err(failed) => Err(Broken { error: failed.error.into(), begun: failed.begun }),
     }
 }
 
-async fn over_h2(mut stream: Stream, request: &Finished) -> Result<Answered, Broken> {
+async fn over_h2(mut stream: Stream, request: &Finished) -> Result<Answered<'_>, Broken> {
     let sent = stream.conn.sender().try_send_request(request.http2()).await;
     stream.settled = true;
     stream.conn.answered();

@@ -151,7 +151,9 @@ impl Target {
             }
             Content::Whole { content_type, headers, .. } => {
                 copy(&mut post, CONTENT_TYPE, content_type);
-                let others = headers.iter().filter(|(name, _)| !OURS.contains(name));
+                let free =
+                    |name: &HeaderName| !OURS.contains(name) || *name == TRACEPARENT && event.trace.is_none();
+                let others = headers.iter().filter(|(name, _)| free(name));
                 others.for_each(|(name, value)| copy(&mut post, name.clone(), value));
             }
         }

@@ -5,8 +5,14 @@ use httparse::Status;
 
 use super::Error;
 
-/// Bytes of a chunk's first line with its extensions, which nobody needs.
+/// Bytes of all extensions of a body's chunks, which nobody needs.
+const EXTENSIONS_MAX: usize = 16 << 10;
+
+/// Bytes of a chunk's first line that is not whole yet: it is looked at again with each read.
 const LINE_MAX: usize = 4 << 10;
+
+/// Bytes of a chunk's first line that are no extension: digits, spaces, the end.
+const LINE: usize = 32;
 
 /// Bytes of all trailers together.
 const TRAILERS_MAX: usize = 8 << 10;
@@ -18,8 +24,11 @@ pub(in crate::deliver) enum Body {
     Sized(u64),
     /// Whatever comes until the peer closes the connection.
     UntilClosed,
-    Chunked(Chunk),
+    Chunked(Chunk, Extensions),
 }
+
+/// Bytes of extensions so far.
+type Extensions = usize;
 
 /// The part of a chunked body that comes next.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,7 +43,7 @@ pub(in crate::deliver) enum Chunk {
 
 impl Body {
     pub(super) fn chunked() -> Body {
-        Body::Chunked(Chunk::Size)
+        Body::Chunked(Chunk::Size, 0)
     }
 
     /// Moves what `input` has of the body to `into`, until that has more than `max` bytes. Returns whether the body has ended.
@@ -53,11 +62,11 @@ impl Body {
                 part(&mut { u64::MAX }, input, max, into);
                 Ok(false)
             }
-            Body::Chunked(chunk) => loop {
+            Body::Chunked(chunk, extensions) => loop {
                 if into.len() > max {
                     return Ok(false);
                 }
-                match chunk.step(input, max, into)? {
+                match chunk.step(input, extensions, max, into)? {
                     Step::Next => {}
                     Step::More => return Ok(false),
                     Step::Over => return Ok(true),
@@ -80,12 +89,23 @@ enum Step {
 }
 
 impl Chunk {
-    fn step(&mut self, input: &mut BytesMut, max: usize, into: &mut Vec<u8>) -> Result<Step, Error> {
+    fn step(
+        &mut self,
+        input: &mut BytesMut,
+        extensions: &mut Extensions,
+        max: usize,
+        into: &mut Vec<u8>,
+    ) -> Result<Step, Error> {
         match self {
             // No digit at all would pass for a zero.
             Chunk::Size if input.first().is_some_and(|byte| !byte.is_ascii_hexdigit()) => Err(Error::Chunk),
             Chunk::Size => match httparse::parse_chunk_size(input) {
                 Ok(Status::Complete((end, size))) => {
+                    *extensions += end.saturating_sub(LINE);
+                    // An end of line within an extension is where others see the end of it.
+                    if *extensions > EXTENSIONS_MAX || input[..end - 1].contains(&b'\n') {
+                        return Err(Error::Chunk);
+                    }
                     input.advance(end);
                     *self = if size == 0 { Chunk::Trailers(0) } else { Chunk::Data(size) };
                     Ok(Step::Next)
@@ -186,6 +206,7 @@ mod tests {
     #[test]
     fn broken_chunks_are_refused_and_endless_lines_too() {
         let long = format!("4;{}", "x".repeat(LINE_MAX));
+        let many = format!("1;{}\r\na\r\n", "x".repeat(1000)).repeat(20);
         let trailers = format!("0\r\n{}", "a: b\r\n".repeat(TRAILERS_MAX));
         let trailer = format!("0\r\n{}", "a".repeat(TRAILERS_MAX));
         for text in [
@@ -196,6 +217,8 @@ mod tests {
             "1\r\nabc\r\n",
             "1\r\na\n\n",
             &long,
+            &many,
+            "1;a\nb\r\na\r\n",
             &trailers,
             &trailer,
         ] {

@@ -12,6 +12,10 @@ pub(in crate::deliver) const HEAD_BYTES_MAX: usize = 32 << 10;
 
 const HEADERS_MAX: usize = 100;
 
+/// Replies without a body, whatever their head says of one.
+const BODILESS: [StatusCode; 3] =
+    [StatusCode::SWITCHING_PROTOCOLS, StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED];
+
 /// What matters of a final reply's head.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::deliver) struct Head {
@@ -67,7 +71,7 @@ impl Head {
         let mut found = Found::default();
         response.headers.iter().for_each(|header| found.take(header));
         let body = match found {
-            _ if [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&status) => Body::Sized(0),
+            _ if BODILESS.contains(&status) => Body::Sized(0),
             // Whoever sends both may mean something else than we read; what follows on the connection is not believed.
             Found { chunked: true, .. } => Body::chunked(),
             Found { coded: true, .. } => Body::UntilClosed,
@@ -75,7 +79,10 @@ impl Head {
             Found { length: Some(length), .. } => Body::Sized(length),
             _ => Body::UntilClosed,
         };
-        let ambiguous = found.bad_length || found.coded && (found.length.is_some() || !found.chunked);
+        let promises_a_body = found.coded || found.length.is_some_and(|length| length > 0);
+        let ambiguous = found.bad_length
+            || found.coded && (found.length.is_some() || !found.chunked)
+            || status == StatusCode::NO_CONTENT && promises_a_body;
         let keeps = response.version == Some(1)
             && !found.close
             && !ambiguous
@@ -191,10 +198,14 @@ mod tests {
             ("200 OK\r\ntransfer-encoding: gzip, chunked", Body::chunked(), true),
             ("200 OK\r\ntransfer-encoding: chunked, gzip\r\ncontent-length: 5", Body::UntilClosed, false),
             ("200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 5", Body::chunked(), false),
-            ("204 No\r\ncontent-length: 5", Body::Sized(0), true),
+            ("204 No", Body::Sized(0), true),
+            ("204 No\r\ncontent-length: 0", Body::Sized(0), true),
+            ("204 No\r\ncontent-length: 5", Body::Sized(0), false),
+            ("204 No\r\ntransfer-encoding: chunked", Body::Sized(0), false),
             ("204 No\r\ncontent-length: 5\r\ncontent-length: 6", Body::Sized(0), false),
             ("304 No\r\ntransfer-encoding: chunked", Body::Sized(0), true),
-            ("101 Now\r\ncontent-length: 0", Body::Sized(0), false),
+            ("304 No\r\ncontent-length: 5", Body::Sized(0), true),
+            ("101 Now", Body::Sized(0), false),
         ] {
             let (head, found) = parsed(headers).expect(headers).expect("a final reply");
             assert_eq!((found, head.keeps), (body, keeps), "{headers}");

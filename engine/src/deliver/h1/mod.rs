@@ -9,7 +9,7 @@ pub(super) mod head;
 
 use std::{
     future::poll_fn,
-    io,
+    io::{self, Read as _},
     pin::{Pin, pin},
     task::{Context, Poll, Waker, ready},
 };
@@ -17,8 +17,10 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    net::TcpStream,
     time::Instant,
 };
+use tokio_rustls::client::TlsStream;
 
 use self::{
     body::Body,
@@ -29,9 +31,41 @@ use self::{
 /// to be empty.
 const READ: usize = 2 << 10;
 
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+/// What a connection goes over.
+pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {
+    /// Ready where there is anything to read, the end and an error among it. Reads nothing from the network: what a peer has to say
+    /// to a session of TLS may have no end.
+    fn poll_unasked(&mut self, cx: &mut Context) -> Poll<()>;
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+    /// Whether a write that fails has sent nothing.
+    fn fails_whole(&self) -> bool;
+}
+
+impl Io for TcpStream {
+    fn poll_unasked(&mut self, cx: &mut Context) -> Poll<()> {
+        self.poll_peek(cx, &mut ReadBuf::new(&mut [0])).map(|_| ())
+    }
+
+    fn fails_whole(&self) -> bool {
+        true
+    }
+}
+
+/// No byte is expected of an idle session: the tickets of TLS 1.3 come before the first reply.
+impl Io for TlsStream<TcpStream> {
+    fn poll_unasked(&mut self, cx: &mut Context) -> Poll<()> {
+        let (stream, session) = self.get_mut();
+        match session.reader().read(&mut [0]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.poll_unasked(cx),
+            // Text that was in one record with the reply, or the end.
+            _ => Poll::Ready(()),
+        }
+    }
+
+    fn fails_whole(&self) -> bool {
+        false
+    }
+}
 
 /// A connection. Dropping it closes it at once, whatever it is doing.
 pub(super) struct H1 {
@@ -84,64 +118,66 @@ pub(super) struct Failed {
 }
 
 impl H1 {
-    pub(super) fn new(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, id: u64) -> H1 {
+    pub(super) fn new(io: impl Io + 'static, id: u64) -> H1 {
         H1 { id, born: Instant::now(), io: Box::new(io), input: BytesMut::new() }
     }
 
     /// Whether it can take a request. Whatever a peer sends unasked, the end among it, says no.
     pub(super) fn is_ready(&mut self) -> bool {
-        let mut byte = [0];
-        let read = poll_fn(|cx| Pin::new(&mut self.io).poll_read(cx, &mut ReadBuf::new(&mut byte)));
-        // Or a task that has done much in its turn would be told to wait, whatever there is to read.
-        let read = pin!(tokio::task::unconstrained(read));
-        read.poll(&mut Context::from_waker(Waker::noop())).is_pending() && self.input.is_empty()
+        self.input.is_empty() && at_once(|cx| self.io.poll_unasked(cx)).is_pending()
     }
 
     /// Closes an idle connection in good order, as far as that needs no waiting.
     pub(super) fn close(mut self) {
-        let _ = Pin::new(&mut self.io).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+        let _ = at_once(|cx| Pin::new(&mut self.io).poll_shutdown(cx));
     }
 
-    /// Sends a request and reads the head of its reply. A peer may answer before it has read all: that is its reply.
+    /// Sends a request and reads the head of its reply. A peer may answer before it has read all: then the rest is written while the
+    /// body of the reply is read.
     ///
     /// # Errors
     /// When there is no reply; the connection is of no more use.
     ///
     /// # Cancel safety
     /// Not safe: the connection has to be dropped.
-    pub(super) async fn exchange(&mut self, wire: &Wire) -> Result<(Head, Body), Failed> {
-        let mut sending = Sending { written: 0, flushed: false, error: None };
+    pub(super) async fn exchange(&mut self, sending: &mut Sending<'_>) -> Result<(Head, Body), Failed> {
         let mut seen = 0;
         let mut spent = 0;
         loop {
-            let read = poll_fn(|cx| {
-                sending.poll(&mut self.io, wire, cx);
-                poll_input(&mut self.io, &mut self.input, cx)
-            })
-            .await;
-            let failed = |error| Failed { error, begun: sending.written > 0 };
+            let read = poll_fn(|cx| self.poll(sending, cx)).await;
+            let fails_whole = self.io.fails_whole();
+            let failed = |error, sending: &mut Sending| {
+                let begun = sending.written > 0 || sending.error.is_some() && !fails_whole;
+                // Why it could not be written says more than that there is nothing to read.
+                Failed { error: sending.error.take().map_or(error, Error::Io), begun }
+            };
             match read {
-                Ok(0) => {
-                    // Why it could not be written says more than that there is nothing to read.
-                    return Err(failed(sending.error.take().map_or(Error::Closed, Error::Io)));
-                }
+                Ok(0) => return Err(failed(Error::Closed, sending)),
+                // Not a reply to this request.
+                Ok(_) if sending.written == 0 => return Err(failed(Error::Closed, sending)),
                 Ok(_) => {}
-                Err(error) => return Err(failed(sending.error.take().unwrap_or(error).into())),
+                Err(error) => return Err(failed(error.into(), sending)),
             }
             while let Some(end) = head::end(&self.input, seen) {
-                let reply = Head::parse(&self.input[..end]).map_err(|e| failed(e.into()))?;
+                let reply = Head::parse(&self.input[..end]).map_err(|e| failed(e.into(), sending))?;
                 self.input.advance(end);
                 (seen, spent) = (0, spent + end);
-                if let Some((mut head, body)) = reply {
-                    head.keeps &= sending.is_over(wire);
-                    return Ok((head, body));
+                if let Some(reply) = reply {
+                    return Ok(reply);
                 }
             }
             seen = self.input.len();
             if spent + seen > HEAD_BYTES_MAX {
-                return Err(failed(head::Error::Large.into()));
+                return Err(failed(head::Error::Large.into(), sending));
             }
         }
+    }
+
+    /// Writes what can be written now, and reads.
+    fn poll(&mut self, sending: &mut Sending, cx: &mut Context) -> Poll<io::Result<usize>> {
+        sending.poll(&mut self.io, cx);
+        self.input.reserve(READ);
+        pin!(self.io.read_buf(&mut self.input)).poll(cx)
     }
 
     /// Reads of a body until it ends or `into` has more than `max` bytes. Returns whether it has ended.
@@ -153,6 +189,7 @@ impl H1 {
     /// Safe: what was read is in `into`, or is read by the next call.
     pub(super) async fn read(
         &mut self,
+        sending: &mut Sending<'_>,
         body: &mut Body,
         max: usize,
         into: &mut Vec<u8>,
@@ -164,10 +201,22 @@ impl H1 {
             if into.len() > max {
                 return Ok(false);
             }
-            if poll_fn(|cx| poll_input(&mut self.io, &mut self.input, cx)).await? == 0 {
+            if poll_fn(|cx| self.poll(sending, cx)).await? == 0 {
                 return body.end_of_input().map(|()| true);
             }
         }
+    }
+
+    /// Writes what is left of a request whose reply is there, until that is all or the peer takes no more.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(super) async fn send_rest(&mut self, sending: &mut Sending<'_>) {
+        poll_fn(|cx| {
+            sending.poll(&mut self.io, cx);
+            if sending.is_over() || sending.error.is_some() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 
     /// Whether nothing came after the reply. To be asked once it was read to its end.
@@ -179,37 +228,45 @@ impl H1 {
     }
 }
 
-fn poll_input(io: &mut Box<dyn Io>, input: &mut BytesMut, cx: &mut Context) -> Poll<io::Result<usize>> {
-    input.reserve(READ);
-    pin!(io.read_buf(input)).poll(cx)
+/// Polls without waiting. Not by the measure of a task, which would be told to wait, whatever there is, once it has done much in its
+/// turn.
+fn at_once<T>(poll: impl FnMut(&mut Context) -> Poll<T>) -> Poll<T> {
+    let future = pin!(tokio::task::unconstrained(poll_fn(poll)));
+    future.poll(&mut Context::from_waker(Waker::noop()))
 }
 
 /// How far a request is.
-struct Sending {
+pub(super) struct Sending<'a> {
+    wire: &'a Wire,
     written: usize,
     flushed: bool,
     /// Nothing more is written. The peer may have answered before.
     error: Option<io::Error>,
 }
 
-impl Sending {
-    fn is_over(&self, wire: &Wire) -> bool {
-        self.written == wire.len() && self.flushed
+impl<'a> Sending<'a> {
+    pub(super) fn new(wire: &'a Wire) -> Sending<'a> {
+        Sending { wire, written: 0, flushed: false, error: None }
+    }
+
+    /// Whether the peer has all of it.
+    pub(super) fn is_over(&self) -> bool {
+        self.flushed
     }
 
     /// Writes as much as can be written now.
-    fn poll(&mut self, io: &mut Box<dyn Io>, wire: &Wire, cx: &mut Context) {
+    fn poll(&mut self, io: &mut Box<dyn Io>, cx: &mut Context) {
         if self.flushed || self.error.is_some() {
             return;
         }
-        if let Poll::Ready(Err(error)) = self.poll_write(io, wire, cx) {
+        if let Poll::Ready(Err(error)) = self.poll_write(io, cx) {
             self.error = Some(error);
         }
     }
 
-    fn poll_write(&mut self, io: &mut Box<dyn Io>, wire: &Wire, cx: &mut Context) -> Poll<io::Result<()>> {
-        while self.written < wire.len() {
-            match ready!(Pin::new(&mut *io).poll_write(cx, wire.from(self.written)))? {
+    fn poll_write(&mut self, io: &mut Box<dyn Io>, cx: &mut Context) -> Poll<io::Result<()>> {
+        while self.written < self.wire.len() {
+            match ready!(Pin::new(&mut *io).poll_write(cx, self.wire.from(self.written)))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 n => self.written += n,
             }

@@ -8,6 +8,16 @@ use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
 
+impl Io for DuplexStream {
+    fn poll_unasked(&mut self, cx: &mut Context) -> Poll<()> {
+        Pin::new(self).poll_read(cx, &mut ReadBuf::new(&mut [0])).map(|_| ())
+    }
+
+    fn fails_whole(&self) -> bool {
+        true
+    }
+}
+
 const LARGE: usize = 48 << 10;
 
 fn wire() -> Wire {
@@ -27,10 +37,11 @@ fn connected(room: usize) -> (H1, DuplexStream) {
 
 /// What a reply comes to: its status, its body as far as `max`, and whether the connection is of further use.
 async fn outcome(h1: &mut H1, wire: &Wire, max: usize) -> Result<(u16, Vec<u8>, bool), bool> {
-    let (head, mut body) = h1.exchange(wire).await.map_err(|failed| failed.begun)?;
+    let mut sending = Sending::new(wire);
+    let (head, mut body) = h1.exchange(&mut sending).await.map_err(|failed| failed.begun)?;
     let mut into = Vec::new();
-    let ended = h1.read(&mut body, max, &mut into).await.unwrap_or(false);
-    Ok((head.status.as_u16(), into, ended && head.keeps && h1.is_clean()))
+    let ended = h1.read(&mut sending, &mut body, max, &mut into).await.unwrap_or(false);
+    Ok((head.status.as_u16(), into, ended && head.keeps && sending.is_over() && h1.is_clean()))
 }
 
 #[tokio::test]
@@ -55,11 +66,40 @@ async fn a_reply_before_the_request_was_read_is_the_reply_and_the_last_one() {
     let wire = large();
     peer.write_all(b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\nno").await.expect("there is room");
     assert_eq!(outcome(&mut h1, &wire, 10).await, Ok((413, b"no".to_vec(), false)));
-    // The same from one that closes at once.
+    // What came before a byte was written is no reply to it.
     let (mut h1, mut peer) = connected(1000);
-    peer.write_all(b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\nno").await.expect("there is room");
+    peer.write_all(b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n")
+        .await
+        .expect("there is room");
     drop(peer);
-    assert_eq!(outcome(&mut h1, &wire, 10).await, Ok((413, b"no".to_vec(), false)));
+    assert_eq!(outcome(&mut h1, &wire, 10).await, Err(false));
+}
+
+/// As of a receiver that answers first and reads after.
+#[tokio::test]
+async fn what_was_answered_early_is_written_to_its_end() {
+    let (mut h1, mut peer) = connected(1000);
+    let wire = large();
+    let served = async {
+        peer.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n").await.expect("there is room");
+        let mut got = vec![0; wire.len() / 2];
+        peer.read_exact(&mut got).await.expect("a half");
+        peer.write_all(b"ok").await.expect("there is room");
+        let mut rest = vec![0; wire.len() - got.len()];
+        peer.read_exact(&mut rest).await.expect("the rest");
+        peer
+    };
+    let sent = async {
+        let mut sending = Sending::new(&wire);
+        let (_, mut body) = h1.exchange(&mut sending).await.ok().expect("a reply");
+        let mut into = Vec::new();
+        let ended = h1.read(&mut sending, &mut body, 10, &mut into).await.expect("a body");
+        assert!(ended && !sending.is_over());
+        h1.send_rest(&mut sending).await;
+        assert!(sending.is_over() && into == b"ok" && h1.is_clean());
+    };
+    let ((), _peer) = tokio::join!(sent, served);
+    assert!(h1.is_ready());
 }
 
 #[tokio::test]
@@ -99,7 +139,7 @@ async fn a_head_without_an_end_is_bounded() {
     for endless in ["HTTP/1.1 200 OK\r\na: ", "HTTP/1.1 100 Continue\r\n\r\n"] {
         let (mut h1, mut peer) = connected(2 * HEAD_BYTES_MAX);
         peer.write_all(endless.repeat(2 * HEAD_BYTES_MAX / endless.len()).as_bytes()).await.expect("room");
-        let failed = h1.exchange(&wire).await.expect_err("no end");
+        let failed = h1.exchange(&mut Sending::new(&wire)).await.expect_err("no end");
         assert!(matches!(failed.error, Error::Head(head::Error::Large)), "{:?}", failed.error);
     }
 }
@@ -183,9 +223,10 @@ proptest! {
             let (mut h1, peer) = connected(1 << 20);
             let wire = wire();
             let ours = async {
-                let (head, mut body) = h1.exchange(&wire).await.ok()?;
+                let mut sending = Sending::new(&wire);
+                let (head, mut body) = h1.exchange(&mut sending).await.ok()?;
                 let mut into = Vec::new();
-                let ended = h1.read(&mut body, 1000, &mut into).await.ok()?;
+                let ended = h1.read(&mut sending, &mut body, 1000, &mut into).await.ok()?;
                 ended.then_some((head.status.as_u16(), into))
             };
             let (ours, ()) = tokio::join!(ours, serve(peer, reply.clone(), cuts.clone()));
