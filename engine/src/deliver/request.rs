@@ -219,6 +219,24 @@ mod tests {
         }
     }
 
+    fn target(headers: &[(&str, &str)]) -> Target {
+        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Target::new(Webhook {
+            id: WebhookId(3),
+            account: AccountId(1),
+            url: "http://example.com/hook?a=b".into(),
+            secret: Some("whsec_AAAA".into()),
+            secret_before: None,
+            event_types: None,
+            state: State::Active,
+            since: 0,
+            until: None,
+            own: crate::model::Own { headers, ..Default::default() },
+            transform: None,
+        })
+        .unwrap()
+    }
+
     #[test]
     fn the_envelope_keeps_the_payloads_bytes() {
         let event = event("a\"b", b"{ \"x\": 1e400 }");
@@ -231,20 +249,7 @@ mod tests {
 
     #[test]
     fn the_delivery_id_is_the_same_for_every_attempt() {
-        let target = Target::new(Webhook {
-            id: WebhookId(3),
-            account: AccountId(1),
-            url: "http://example.com/hook?a=b".into(),
-            secret: Some("whsec_AAAA".into()),
-            secret_before: None,
-            event_types: None,
-            state: State::Active,
-            since: 0,
-            until: None,
-            own: crate::model::Own::default(),
-            transform: None,
-        })
-        .unwrap();
+        let target = target(&[]);
         let event = event("order.créé", b"1");
         let mut tried = Try::FIRST;
         let body = Content::Original.body(&event);
@@ -256,5 +261,52 @@ mod tests {
         assert_eq!(two.field("x-eventpulse-attempt"), Some("2"));
         assert_eq!(two.field("webhook-timestamp"), Some("9"));
         assert_eq!(one.field("x-eventpulse-event-type"), Some("order.créé"));
+    }
+
+    #[test]
+    fn nothing_stands_in_the_place_of_what_is_ours() {
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let target = target(&[("X-Team", "a"), ("Webhook-Id", "b"), ("traceparent", "c"), ("Host", "d")]);
+        let headers = [("x-trace", "e"), ("traceparent", parent), ("webhook-timestamp", "f")]
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .to_vec();
+        let content = Content::Whole {
+            content_type: HeaderValue::from_static("text/plain"),
+            bytes: Bytes::new(),
+            headers,
+        };
+        let mut event = event("a\u{7f}b", b"1");
+        let names = |event: &Event| {
+            let post = target.request(event, Try::FIRST, Timestamp(5_000), &content, Bytes::new()).unwrap();
+            assert_eq!(
+                (post.field("content-type"), post.field("webhook-timestamp")),
+                (Some("text/plain"), Some("5"))
+            );
+            let request = post.finish();
+            let text = String::from_utf8(request.wire.start.clone()).unwrap();
+            let mut lines: Vec<String> =
+                text.lines().skip(1).filter_map(|line| Some(line.split_once(": ")?.0.to_owned())).collect();
+            lines.sort();
+            lines
+        };
+        let expected = [
+            "content-length",
+            "content-type",
+            "host",
+            "traceparent",
+            "user-agent",
+            "webhook-id",
+            "webhook-signature",
+            "webhook-timestamp",
+            "x-eventpulse-attempt",
+            "x-eventpulse-event-id",
+            "x-eventpulse-signature",
+            "x-team",
+            "x-trace",
+        ];
+        assert_eq!(names(&event), expected, "no type that a header cannot hold");
+        // The producer's own trace goes out, which the caller adds.
+        event.trace = crate::model::Trace::parse(parent.as_bytes()).map(Box::new);
+        assert!(event.trace.is_some() && !names(&event).contains(&"traceparent".to_owned()));
     }
 }
