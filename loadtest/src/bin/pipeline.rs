@@ -52,6 +52,9 @@ struct Options {
 /// Seconds of each part, which are steady soon.
 const PART: Duration = Duration::from_secs(3);
 
+/// Seconds of the part that waits for nobody.
+const SIGN: Duration = Duration::from_millis(500);
+
 /// Ratios of one round, by name.
 type Ratios = Vec<(&'static str, f64)>;
 
@@ -270,11 +273,13 @@ impl<'a> Run<'a> {
         let batch = cost.records.round().max(1.0) as usize;
         let (work, used) = sampled(pids, async || parts::attempts(&postgres, batch, PART).await).await?;
         let attempts = of(used, work.done);
+        let (work, used) = sampled(pids, async || Ok(parts::sign(self.options.size, SIGN))).await?;
+        let sign = used.own as f64 / work.done.max(1) as f64;
         let hyper = round.get(&bare).map_or(f64::NAN, |figure| figure.engine);
         let copy = copy_cost(&round, cost.batch).unwrap_or(f64::NAN);
-        let rest = hyper + copy + call + attempts;
+        let rest = hyper + copy + sign + call + attempts;
         println!(
-            "  parts: request {hyper:.2}, COPY {copy:.2}, call {call:.2}, attempts {attempts:.2}, stream {each:.2} with an entry \
+            "  parts: request {hyper:.2}, COPY {copy:.2}, sign {sign:.2}, call {call:.2}, attempts {attempts:.2}, stream {each:.2} with an entry \
              for each event, {stream:.2} for each batch; in all {:.2} and {:.2} us",
             rest + each,
             rest + stream,

@@ -1,12 +1,15 @@
 //! The parts alone: COPY, a single INSERT, rows of attempts, and the stream, each by the library that the engine uses.
 
 use std::{
+    hint::black_box,
     pin::pin,
     time::{Duration, Instant},
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::SinkExt;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
 use tokio_postgres::{Client, NoTls};
 
 use super::spread;
@@ -145,6 +148,22 @@ pub async fn stream(url: &str, length: Duration) -> Result<Work, Error> {
     .await;
     redis::cmd("DEL").arg("bench").query_async::<()>(&mut connection).await?;
     work
+}
+
+/// One signature of an event's body: HMAC-SHA256 with a key that is ready.
+pub fn sign(size: usize, length: Duration) -> Work {
+    let key = Hmac::<Sha256>::new_from_slice(b"whsec_bench").expect("HMAC takes a key of any length");
+    let body = wire::event(wire::KIND, size);
+    let (start, mut done) = (Instant::now(), 0);
+    while start.elapsed() < length {
+        for _ in 0..1000 {
+            let mut mac = key.clone();
+            mac.update(black_box(body.as_bytes()));
+            black_box(mac.finalize());
+        }
+        done += 1000;
+    }
+    Work { done, seconds: start.elapsed().as_secs_f64(), each_ms: 0.0 }
 }
 
 /// Most entries that one read asks for, as the floor of it was measured.
