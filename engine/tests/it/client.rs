@@ -60,8 +60,12 @@ impl Caller {
     }
 
     async fn call_within(&self, url: &str, timeout: Duration) -> Call {
+        self.send(url, Bytes::from_static(b"{}"), timeout).await
+    }
+
+    async fn send(&self, url: &str, body: Bytes, timeout: Duration) -> Call {
         let endpoint = Endpoint::new(url.parse().expect("a URL"), vec![]).expect("it has a host");
-        self.client.call(Post::new(&Arc::new(endpoint), Bytes::from_static(b"{}")), timeout).await
+        self.client.call(Post::new(&Arc::new(endpoint), body), timeout).await
     }
 
     pub(crate) async fn ok(&self, url: &str) -> Answer {
@@ -319,6 +323,33 @@ async fn a_replys_status_decides_however_slow_or_long_its_body() {
         assert_eq!(caller.ok(&receiver.url("/fits")).await.body.len(), 10);
     }
     assert_eq!(caller.opened(), 3.0);
+}
+
+/// More than the buffers of both sockets take. The rest of it was never sent, and the event counted as delivered.
+#[tokio::test]
+async fn a_receiver_that_answers_first_and_reads_after_gets_all_of_it() {
+    const BODY: usize = 32 << 20;
+    let got = Arc::new(AtomicUsize::new(0));
+    let counted = got.clone();
+    let url = server(move |mut stream, _| {
+        let counted = counted.clone();
+        async move {
+            stream.write_all(OK).await.expect("it reads");
+            let mut bytes = vec![0; 64 << 10];
+            while let Ok(n @ 1..) = stream.read(&mut bytes).await {
+                counted.fetch_add(n, Ordering::Relaxed);
+            }
+        }
+    })
+    .await;
+    let caller = Caller::new();
+    let call = caller.send(&url, vec![b'x'; BODY].into(), PATIENCE).await;
+    assert_eq!(call.result.expect("a reply").status, 200);
+    eventually("all of it has arrived", PATIENCE, async || match got.load(Ordering::Relaxed) {
+        n if n > BODY => Ok(()),
+        n => Err(format!("{n} bytes")),
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -24,6 +24,17 @@ async fn set(app: &App, account: &Account, assignment: &str) {
     postgres(&app.database).await.execute(&sql, &[]).await.expect("the statement runs");
 }
 
+/// Opens a webhook's breaker, with these events behind it that end in `seconds`.
+async fn shelve(app: &App, account: &Account, events: &[i64], seconds: f64) {
+    let (mut redis, keys) = app.redis().await;
+    let breaker = format!("{keys}lane:{}:breaker", account.webhook);
+    let () = redis::cmd("SET").arg(&breaker).arg(1).query_async(&mut redis).await.unwrap();
+    let rows = "INSERT INTO scheduled (event_id, webhook_id, round, attempt, next_at, expires_at, reason)
+                SELECT event, $2, 2, 1, at, at, 'breaker'
+                FROM unnest($1::bigint[]) AS event, (SELECT now() + $3 * interval '1 s' AS at) AS t";
+    postgres(&app.database).await.execute(rows, &[&events, &account.webhook, &seconds]).await.unwrap();
+}
+
 async fn received(receiver: &Receiver, n: usize) {
     eventually("all is received", PATIENCE, async || {
         let count = receiver.count();
@@ -201,13 +212,8 @@ async fn a_failed_probe_lives_no_longer_than_what_it_stood_with() {
     app.settled().await;
 
     receiver.script(|_| Reply::status(500));
+    shelve(&app, &account, &[event], 10.0).await;
     let db = postgres(&app.database).await;
-    let (mut redis, keys) = app.redis().await;
-    let breaker = format!("{keys}lane:{}:breaker", account.webhook);
-    let () = redis::cmd("SET").arg(&breaker).arg(1).query_async(&mut redis).await.unwrap();
-    let row = "INSERT INTO scheduled (event_id, webhook_id, round, attempt, next_at, expires_at, reason)
-               VALUES ($1, $2, 2, 1, now() + interval '10 s', now() + interval '10 s', 'breaker')";
-    db.execute(row, &[&event, &account.webhook]).await.unwrap();
     let letter = eventually("its time is up", PATIENCE, async || {
         let sql = "SELECT reason_code, attempts FROM dlq_entries";
         db.query_opt(sql, &[]).await.unwrap().ok_or_else(|| format!("{} requests", receiver.count()))
@@ -216,6 +222,36 @@ async fn a_failed_probe_lives_no_longer_than_what_it_stood_with() {
     assert_eq!(letter.get::<_, &str>(0), "expired_while_parked");
     let probes = receiver.count() - 1;
     assert!(probes > 0 && letter.get::<_, i16>(1) as usize == probes, "{probes} probes, {letter:?}");
+    app.stop().await;
+}
+
+/// Its breaker closes, so the shelf is no place to wait: it would be pulled and tried again at once.
+#[tokio::test]
+async fn a_probe_that_is_refused_has_its_retry() {
+    let app = App::with("refused", |c| {
+        swept_soon(c);
+        c.retry.schedule = ["1h"; 12].join(",").parse().unwrap();
+    })
+    .await;
+    let receiver = Receiver::start().await;
+    let account = app.register(&receiver.url("/")).await;
+    let event = app.send(&account.key, "t", json!(1)).await;
+    app.settled().await;
+
+    receiver.script(|_| Reply::status(404));
+    shelve(&app, &account, &[event], 60.0).await;
+    let db = postgres(&app.database).await;
+    eventually("a retry is promised", PATIENCE, async || {
+        let sql = "SELECT reason, attempt FROM scheduled WHERE expires_at > next_at AND next_at > now() + interval '50 min'";
+        match db.query_opt(sql, &[]).await.unwrap() {
+            Some(row) => {
+                assert_eq!((row.get::<_, &str>(0), row.get::<_, i16>(1)), ("retry", 2));
+                Ok(())
+            }
+            None => Err(format!("{} requests", receiver.count())),
+        }
+    })
+    .await;
     app.stop().await;
 }
 
@@ -229,15 +265,7 @@ async fn what_is_over_does_not_close_a_breaker() {
     let event = app.send(&account.key, "t", json!(1)).await;
     app.settled().await;
 
-    let db = postgres(&app.database).await;
-    let (mut redis, keys) = app.redis().await;
-    let breaker = format!("{keys}lane:{}:breaker", account.webhook);
-    let () = redis::cmd("SET").arg(&breaker).arg(1).query_async(&mut redis).await.unwrap();
-    for event in [1, event] {
-        let row = "INSERT INTO scheduled (event_id, webhook_id, round, attempt, next_at, expires_at, reason)
-                   VALUES ($1, $2, 2, 1, now() + interval '1 hour', now() + interval '1 hour', 'breaker')";
-        db.execute(row, &[&event, &account.webhook]).await.unwrap();
-    }
+    shelve(&app, &account, &[1, event], 3600.0).await;
     received(&receiver, 2).await;
     eventually("the second is a probe", PATIENCE, async || {
         match app.metric("eventpulse_lane_probes_total") {
@@ -247,7 +275,7 @@ async fn what_is_over_does_not_close_a_breaker() {
     })
     .await;
     // Its lease would last as long as that of a process that died.
-    db.execute("DELETE FROM scheduled WHERE event_id = 1", &[]).await.unwrap();
+    postgres(&app.database).await.execute("DELETE FROM scheduled WHERE event_id = 1", &[]).await.unwrap();
     app.settled().await;
     app.stop().await;
 }

@@ -1,5 +1,7 @@
 //! Exchanges with a peer that is in the test's hand.
 
+use std::time::Duration;
+
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, client::conn::http1};
 use hyper_util::rt::TokioIo;
@@ -98,7 +100,9 @@ async fn what_was_answered_early_is_written_to_its_end() {
         h1.send_rest(&mut sending).await;
         assert!(sending.is_over() && into == b"ok" && h1.is_clean());
     };
-    let ((), _peer) = tokio::join!(sent, served);
+    // What is not written is waited for.
+    let both = async { tokio::join!(sent, served) };
+    let ((), _peer) = tokio::time::timeout(Duration::from_secs(30), both).await.expect("it ends");
     assert!(h1.is_ready());
 }
 
