@@ -70,9 +70,11 @@ impl Sweep {
         }
         // Without the index nothing follows from what is not in it.
         let Some(epoch) = self.gate.epoch() else { return Ok(()) };
-        let (mut cursor, mut missing) = (EventId(0), 0);
-        while self.claims.stream_length().await? <= STREAM_MAX {
-            let mut spans = self.old_batches(&mut cursor).await?;
+        let (mut cursor, mut missing, mut all) = (EventId(0), 0, false);
+        // What comes of age meanwhile is for the next pass: under load there is always some, and a pass would never end.
+        while !all && self.claims.stream_length().await? <= STREAM_MAX {
+            let mut spans;
+            (spans, all) = self.old_batches(&mut cursor).await?;
             if spans.is_empty() {
                 break;
             }
@@ -95,18 +97,23 @@ impl Sweep {
         Ok(())
     }
 
-    /// The next batches that are old enough, so many that the stream is looked through once for all of them.
-    async fn old_batches(&self, cursor: &mut EventId) -> Result<Vec<Span>, Error> {
+    /// The next batches that are old enough, so many that the stream is looked through once for all of them, and whether they are the
+    /// last ones.
+    async fn old_batches(&self, cursor: &mut EventId) -> Result<(Vec<Span>, bool), Error> {
         let after_ms = i64::try_from(self.after.as_millis()).unwrap_or(i64::MAX);
         let mut spans = Vec::new();
         while spans.len() < STREAM_MAX {
             // In pages: a row takes fifty times as much while it is read as the span that is made of it.
             let page = self.store.streamed_batches(after_ms, *cursor, PAGE as i64).await?;
-            let Some(last) = page.last() else { break };
+            let Some(last) = page.last() else { return Ok((spans, true)) };
             *cursor = last.first;
+            let full = page.len() == PAGE;
             spans.extend(page);
+            if !full {
+                return Ok((spans, true));
+            }
         }
-        Ok(spans)
+        Ok((spans, false))
     }
 
     /// Returns how many deliveries were missing.

@@ -297,6 +297,27 @@ async fn the_sweep_schedules_what_is_missing() {
     dispatcher.stop().await;
 }
 
+/// Under load batches come of age all the time. A pass that took them in as well never ended, and was half a core of Postgres.
+#[tokio::test]
+async fn a_sweep_ends_while_batches_come_of_age() {
+    let app = App::with("of_age", swept_soon).await;
+    let db = postgres(&app.database).await;
+    // Twenty seconds of five batches a millisecond.
+    let sql = "INSERT INTO batches (first_id, last_id, n, owner, state, config_version, created_at)
+               SELECT 1000000 + i, 1000000 + i, 1, 0, 1, 1, now() + i * interval '0.2 milliseconds'
+               FROM generate_series(0, 99999) AS i";
+    db.batch_execute(sql).await.unwrap();
+    eventually("a sweep ends before all of them are swept", PATIENCE, async || {
+        // All of them are there at the end of a look that began before they were.
+        match app.metric("eventpulse_sweep_batches_owed") {
+            owed if owed > 0.0 && owed < 100_000.0 => Ok(()),
+            owed => Err(format!("{owed} batches")),
+        }
+    })
+    .await;
+    app.stop().await;
+}
+
 /// A retry leased by a dispatcher that had not yet heard of its webhook was once recorded as dead: the account was in
 /// its cache, and the webhook was not.
 #[tokio::test]
