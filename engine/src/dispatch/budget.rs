@@ -150,6 +150,19 @@ impl Pool {
             && self.accounts().get(&account).is_some_and(|held| *held >= max.div_ceil(ACCOUNT))
     }
 
+    fn left(&self, account: AccountId, busy: bool) -> usize {
+        let free = |bound: &Bound| {
+            let reserve = if busy { bound.max / RESERVE } else { 0 };
+            bound.free.available_permits().saturating_sub(reserve)
+        };
+        // As long as the pool is not half taken, or the account has less than its part of it.
+        let max = self.count.max;
+        let until_half = self.count.free.available_permits().saturating_sub((max / 2).saturating_sub(1));
+        let held = self.accounts().get(&account).copied().unwrap_or_default();
+        let own = until_half.max(max.div_ceil(ACCOUNT).saturating_sub(held));
+        free(&self.count).min(free(&self.bytes)).min(own)
+    }
+
     fn permit(self: &Arc<Pool>, account: AccountId, count: Share, bytes: Arc<Share>) -> Permit {
         *self.accounts().entry(account).or_default() += 1;
         Permit { of: self.clone(), account, _count: count, bytes }
@@ -192,6 +205,12 @@ impl Budget {
         }
         let refusal = if busy { Refusal::NotForYou } else { Refusal::Full };
         pool.try_permit(account, busy, size, &mut bytes.fast).ok_or(refusal)
+    }
+
+    /// How many more small deliveries would get a permit now.
+    pub(super) fn left(&self, ask: Ask) -> usize {
+        let pool = if ask.slow { &self.slow } else { &self.fast };
+        pool.left(ask.account, ask.busy && !ask.slow)
     }
 
     /// Waits for a permit of the fast pool.
@@ -255,7 +274,11 @@ mod tests {
 
     /// As many permits as there are to be had, an event each.
     fn all(budget: &Budget, ask: Ask) -> Vec<Permit> {
-        std::iter::from_fn(|| budget.try_permit(ask, UNIT, &mut Bytes::default()).ok()).collect()
+        let left = budget.left(ask);
+        let permits: Vec<Permit> =
+            std::iter::from_fn(|| budget.try_permit(ask, UNIT, &mut Bytes::default()).ok()).collect();
+        assert_eq!(permits.len(), left);
+        permits
     }
 
     #[tokio::test]

@@ -74,6 +74,19 @@ async fn round(context: &Arc<Context>, due: &mut Due, careful: &mut JoinSet<()>)
     }
     failpoint::hit("leased");
     context.metrics.retry.leased.increment(keys.len() as u64);
+    let n = keys.len();
+    hand_out(context, due, keys, until, term).await?;
+    Ok(n)
+}
+
+/// Hands leased members to their lanes. When that fails, those that are not there go back.
+pub(super) async fn hand_out(
+    context: &Arc<Context>,
+    due: &mut Due,
+    keys: Vec<Key>,
+    until: Instant,
+    term: u64,
+) -> Result<(), Failure> {
     let owed = match look_up(context, due, &keys).await {
         Ok(owed) => owed,
         Err(error) => {
@@ -99,7 +112,7 @@ async fn round(context: &Arc<Context>, due: &mut Due, careful: &mut JoinSet<()>)
     }
     // Nobody waits here for room: that would make everybody's retries wait behind one lane.
     due.postpone(&crowded).await?;
-    Ok(keys.len())
+    Ok(())
 }
 
 /// The rows whose time has come. Members that nothing is owed for are forgotten, and those that are early go back.

@@ -4,11 +4,14 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{Context, Delivery, work};
+use super::{Context, Delivery, budget::Ask, retries, work};
 use crate::{
-    lane::{Change, Errand, Lane},
+    lane::{Change, Errand, Lane, PULL_MAX},
     model::{Key, State, WebhookId},
-    stream::{breaker::Turn, due::Due},
+    stream::{
+        breaker::Turn,
+        due::{Due, LEASE_MAX},
+    },
 };
 
 /// Between looks at the lanes.
@@ -192,7 +195,7 @@ async fn oldest(
             return Ok(Oldest::Nothing);
         };
         // Its row is due now; in `due` with our lease on it nobody else takes it meanwhile.
-        if !due.claim(key, lease_ms).await? {
+        if due.take(&[key], lease_ms, true, &context.gate).await?.is_empty() {
             return Ok(Oldest::Theirs);
         }
         match claimed(context, due, key, until, term).await {
@@ -226,31 +229,63 @@ async fn claimed(
 /// Brings shelved work back as fast as the lane takes it.
 async fn pull(
     context: Arc<Context>,
-    mut due: Due,
+    due: Due,
     webhook: WebhookId,
     lane: Arc<Lane<Delivery>>,
     stop: watch::Receiver<bool>,
 ) {
-    let mut left = true;
-    while left && !*stop.borrow() {
-        let room = lane.room();
+    let left = try_pull(&context, due, webhook, &lane, stop).await.unwrap_or_else(|error| {
+        tracing::debug!(%webhook, error = crate::chain(&*error), "what was pulled comes with the schedule");
+        true
+    });
+    lane.pulled(left);
+}
+
+/// Pulls until the lane or the budget has no room. Returns whether there may be more.
+async fn try_pull(
+    context: &Arc<Context>,
+    mut due: Due,
+    webhook: WebhookId,
+    lane: &Lane<Delivery>,
+    stop: watch::Receiver<bool>,
+) -> Result<bool, Failure> {
+    let account = context.store.account_of(webhook).await?;
+    while !*stop.borrow() {
+        let permits = match account {
+            Some(account) => context.retry_budget.left(Ask { account, busy: true, slow: lane.load().slow }),
+            // They end as dead letters, which takes none.
+            None => PULL_MAX,
+        };
+        let room = lane.pull_room().min(permits);
         if room == 0 {
             break;
         }
-        let keys = match context.store.pull_shelved(webhook, room as i64).await {
-            Ok(keys) => keys,
-            Err(error) => {
-                tracing::debug!(%webhook, error = crate::chain(&error), "nothing pulled");
-                break;
-            }
-        };
-        left = keys.len() == room;
-        context.metrics.lane.pulled.increment(keys.len() as u64);
-        let now: Vec<_> = keys.into_iter().map(|key| (key, 0)).collect();
-        if let Err(error) = due.feed(&now).await {
-            tracing::debug!(error = crate::chain(&error), "pulled work waits for the feeder");
+        if pull_step(context, &mut due, webhook, room).await? < room {
+            return Ok(false);
         }
         tokio::time::sleep(if room >= LARGE { STEP } else { SLOW_STEP }).await;
     }
-    lane.pulled(left);
+    Ok(true)
+}
+
+/// Takes so many from the shelf and hands them to their lane. By way of a lease like that of others, which comes when it comes, the
+/// lane would not know how many are on their way, and one that hangs would call for thousands. Returns how many there were.
+async fn pull_step(
+    context: &Arc<Context>,
+    due: &mut Due,
+    webhook: WebhookId,
+    room: usize,
+) -> Result<usize, Failure> {
+    let (lease, term) = (context.lease(), context.fence.term());
+    let until = Instant::now() + lease;
+    if !context.fence.holds(term) {
+        return Err("others may have claimed what is taken in hand now".into());
+    }
+    let keys = context.store.pull_shelved(webhook, room as i64).await?;
+    context.metrics.lane.pulled.increment(keys.len() as u64);
+    let taken = due.take(&keys, i64::try_from(lease.as_millis())?, false, &context.gate).await?;
+    for some in taken.chunks(LEASE_MAX) {
+        retries::hand_out(context, due, some.to_vec(), until, term).await?;
+    }
+    Ok(keys.len())
 }

@@ -232,15 +232,21 @@ impl<T> Lane<T> {
         if inner.breaker.is_open() {
             return inner.breaker.take_probe(now).then_some(Errand::Probe);
         }
-        let pulls = inner.shelved && !inner.pulling && inner.room(&self.limits, now) > 0;
+        let pulls = inner.shelved && !inner.pulling && inner.pull_room(&self.limits, now) > 0;
         inner.pulling |= pulls;
         pulls.then_some(Errand::Pull)
     }
 
-    /// How many shelved deliveries it would take now.
+    /// How many deferred deliveries it would take now.
     pub fn room(&self) -> usize {
         let inner = self.lock();
         if inner.breaker.is_open() { 0 } else { inner.room(&self.limits, Instant::now()) }
+    }
+
+    /// How many shelved ones, which count as retries.
+    pub fn pull_room(&self) -> usize {
+        let inner = self.lock();
+        if inner.breaker.is_open() { 0 } else { inner.pull_room(&self.limits, Instant::now()) }
     }
 
     /// A pull is over; `left` says that there may be more.
@@ -360,6 +366,10 @@ impl<T> Inner<T> {
     fn room(&self, limits: &Limits, now: Instant) -> usize {
         // Half, so that new work and retries find room beside what comes back.
         (self.queue_limit(limits, now).div_ceil(2)).saturating_sub(self.queue.len()).min(PULL_MAX)
+    }
+
+    fn pull_room(&self, limits: &Limits, now: Instant) -> usize {
+        self.room(limits, now).min(limits.retries_max.saturating_sub(self.retries))
     }
 
     fn is_slow(&self, now: Instant) -> bool {

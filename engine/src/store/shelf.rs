@@ -1,7 +1,7 @@
 //! Rows of the schedule that wait for their lane's word and not for a time: see [`SHELVED`](super::settle::SHELVED).
 
 use super::{Error, Store};
-use crate::model::{EventId, Key, WebhookId};
+use crate::model::{AccountId, EventId, Key, WebhookId};
 
 /// Webhooks found by one look.
 const WEBHOOKS_MAX: i64 = 10_000;
@@ -85,6 +85,13 @@ impl Store {
         let statement = client.prepare_cached(WEBHOOKS).await?;
         let rows = client.query(&statement, &[&WEBHOOKS_MAX]).await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    /// Whose a webhook is; none for one that is gone.
+    pub async fn account_of(&self, webhook: WebhookId) -> Result<Option<AccountId>, Error> {
+        let client = self.client().await?;
+        let statement = client.prepare_cached("SELECT account_id FROM webhooks WHERE id = $1").await?;
+        Ok(client.query_opt(&statement, &[&webhook]).await?.map(|row| row.get(0)))
     }
 
     /// Takes up to `limit` of a webhook's deliveries from the shelf, the oldest first: they are due now.

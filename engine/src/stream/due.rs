@@ -11,6 +11,7 @@ use crate::{
 const SCHEDULE: &str = include_str!("scripts/schedule.lua");
 const LEASE: &str = include_str!("scripts/lease.lua");
 const FEED: &str = include_str!("scripts/feed.lua");
+const TAKE: &str = include_str!("scripts/take.lua");
 
 /// Members one script call takes: 128 block Redis for about 0.3 ms, thousands for tens of ms.
 pub const LEASE_MAX: usize = 128;
@@ -86,13 +87,31 @@ impl Due {
         Ok(added)
     }
 
-    /// Adds one member with a lease of ours on it, also where `due` is full: this is for probes, of which a webhook has one.
-    /// Returns false when it was there: then it is in somebody's hands, or about to be.
-    pub async fn claim(&mut self, key: Key, lease_ms: i64) -> Result<bool, Error> {
-        let script = Script::new(SCHEDULE);
-        let mut script = script.key(&self.keys.due);
-        script.key(&self.keys.leased).arg(i64::MAX).arg(Moved::New.flag()).arg(member(key)).arg(lease_ms);
-        Ok(script.invoke_async::<u64>(&mut self.connection).await? == 1)
+    /// Adds members with a lease of ours on them, and returns those that were not there: one that was is in somebody's hands, or about
+    /// to be. With `beyond` also where `due` is full: that is for probes, of which a webhook has one.
+    pub async fn take(
+        &mut self,
+        keys: &[Key],
+        lease_ms: i64,
+        beyond: bool,
+        gate: &Gate,
+    ) -> Result<Vec<Key>, Error> {
+        let epoch = gate.epoch().ok_or(Error::Epoch)?;
+        let names = [&*self.keys.due, &*self.keys.epoch, &*self.keys.leased];
+        let script = Guarded::new(TAKE);
+        let mut taken = Vec::with_capacity(keys.len());
+        for chunk in keys.chunks(ADD_MAX) {
+            let mut command = script.command(&names, &epoch);
+            command
+                .arg(if beyond { i64::MAX } else { i64::try_from(self.max).unwrap_or(i64::MAX) })
+                .arg(lease_ms);
+            for key in chunk {
+                command.arg(member(*key));
+            }
+            let members: Vec<String> = gate.judge(command.query_async(&mut self.connection).await)?;
+            taken.extend(members.iter().filter_map(|m| parse(m)));
+        }
+        Ok(taken)
     }
 
     /// As [`feed`](Due::feed), for what the schedule says is owed, some of which may be in somebody's hands: nothing is added

@@ -18,8 +18,12 @@ const FINISH: &str = include_str!("scripts/finish.lua");
 
 /// Scripts that give work out. They are called by their hash alone: a server that was started again, or a replica that took
 /// over, does not know them, which is how their callers notice.
-const GUARDED: [&str; 3] =
-    [include_str!("scripts/lease.lua"), include_str!("scripts/claim.lua"), include_str!("scripts/feed.lua")];
+const GUARDED: [&str; 4] = [
+    include_str!("scripts/lease.lua"),
+    include_str!("scripts/claim.lua"),
+    include_str!("scripts/feed.lua"),
+    include_str!("scripts/take.lua"),
+];
 
 /// One of them.
 pub(super) struct Guarded(Script);

@@ -303,6 +303,41 @@ async fn a_paused_webhook_holds_its_work_and_gets_it_when_it_is_active_again() {
     app.stop().await;
 }
 
+/// What was pulled came back by way of a lease like that of others, so that the lane did not know how many were on their way, and pulled
+/// until the first ones were there.
+#[tokio::test]
+async fn a_lane_pulls_no_more_than_it_has_room_for() {
+    // What waits in the lane for long goes back, and makes room for others.
+    let app = App::with("room", |c| {
+        c.dispatch.hold = Duration::from_secs(30);
+        c.deliver.timeout = Duration::from_secs(6);
+    })
+    .await;
+    let receiver = Receiver::start().await;
+    receiver.script(|_| Reply::hang());
+    let account = app.register(&receiver.url("/")).await;
+    set(&app, &account, "state = 'paused'").await;
+    app.send_at_once(&account, 10_000).await;
+    let db = postgres(&app.database).await;
+    let shelved = "SELECT count(*) FROM scheduled WHERE reason = 'paused'";
+    eventually("all is on the shelf", PATIENCE, async || {
+        let shelved = count(&db, shelved).await;
+        if shelved == 10_000 { Ok(()) } else { Err(format!("{shelved}")) }
+    })
+    .await;
+    set(&app, &account, "state = 'active'").await;
+    let before = std::cell::Cell::new(0.0);
+    eventually("it pulls no more", PATIENCE, async || {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let pulled = app.metric("eventpulse_lane_pulled_total");
+        if before.replace(pulled) == pulled && pulled > 0.0 { Ok(()) } else { Err(format!("{pulled}")) }
+    })
+    .await;
+    let left = count(&db, shelved).await;
+    assert!(left >= 7000, "{left} of 10,000");
+    app.stop().await;
+}
+
 #[tokio::test]
 async fn a_rate_limit_spreads_requests_over_time() {
     let app = App::with("rate", swept_soon).await;
