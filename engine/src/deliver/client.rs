@@ -71,11 +71,17 @@ impl Client {
     /// # Cancel safety
     /// A dropped call may have reached the endpoint. Its connection is closed, or its stream reset.
     pub async fn call(&self, post: Post, timeout: Duration) -> Call {
+        self.call_by(pin!(tokio::time::sleep(timeout)), post, timeout).await
+    }
+
+    /// The same with a timer that may have served other calls: it is moved to a later time at next to no cost, where a new one is put
+    /// into the wheel and taken out again.
+    pub async fn call_by(&self, mut over: Pin<&mut Sleep>, post: Post, timeout: Duration) -> Call {
         let inner = &*self.inner;
         let start = Instant::now();
         let in_flight = InFlight::new(&inner.metrics);
         // One timer for the whole call.
-        let mut over = pin!(tokio::time::sleep_until(start + timeout));
+        over.as_mut().reset(start + timeout);
         let request = post.finish();
         let result = match within(over.as_mut(), inner.answer(&request)).await {
             Some(Ok(answered)) => Ok(inner.reply(&request.endpoint.origin, answered, over).await),

@@ -39,8 +39,13 @@ impl Fence {
 
     /// Whether others have counted this consumer among the living ever since `term` was noted.
     pub(super) fn holds(&self, term: u64) -> bool {
+        self.held(term, Instant::now())
+    }
+
+    /// The same for a moment that is just over.
+    pub(super) fn held(&self, term: u64, at: Instant) -> bool {
         let beaten = self.start + Duration::from_millis(self.beaten_ms.load(Relaxed));
-        term == self.term() && beaten.elapsed() < self.dead_after
+        term == self.term() && at.saturating_duration_since(beaten) < self.dead_after
     }
 }
 

@@ -2,12 +2,13 @@
 //! next delivery when it has done one, and ends when there is none.
 
 use std::{
+    pin::pin,
     sync::{Arc, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use super::{
     Context, Delivery, latency,
@@ -69,7 +70,19 @@ pub(super) fn start(context: &Arc<Context>, lane: &Arc<Lane<Delivery>>, delivery
     workers.spawn(worker(context.clone(), lane.clone(), delivery));
 }
 
+type Timer<'a> = std::pin::Pin<&'a mut Sleep>;
+
+/// What a worker's deliveries are timed by, one after the other.
+struct Timers<'a> {
+    /// How long a delivery holds its entry open.
+    hold: Timer<'a>,
+    /// How long a call may take.
+    call: Timer<'a>,
+}
+
 async fn worker(context: Arc<Context>, lane: Arc<Lane<Delivery>>, first: Delivery) {
+    let (hold, call) = (pin!(tokio::time::sleep(Duration::ZERO)), pin!(tokio::time::sleep(Duration::ZERO)));
+    let mut timers = Timers { hold, call };
     let mut next = Some(first);
     while let Some(delivery) = next {
         let webhook = delivery.target.webhook.id;
@@ -81,7 +94,7 @@ async fn worker(context: Arc<Context>, lane: Arc<Lane<Delivery>>, first: Deliver
         let begun = Instant::now();
         // Telling that a webhook is disabled must not disable the next.
         let counts = !is_operational(&delivery.event.kind);
-        let outcome = deliver(&context, delivery).await;
+        let outcome = deliver(&context, &mut timers, delivery, begun).await;
         if counts || outcome == Outcome::Delivered {
             lane.note_health(outcome);
         }
@@ -101,27 +114,33 @@ async fn worker(context: Arc<Context>, lane: Arc<Lane<Delivery>>, first: Deliver
 }
 
 /// Whether nobody else can be sending it by now.
-fn may_send(context: &Context, delivery: &Delivery, timeout: Duration) -> bool {
-    let lease_over = delivery.lease.as_ref().is_some_and(|lease| Instant::now() + timeout >= lease.until());
-    !lease_over && context.fence.holds(delivery.term)
+fn may_send(context: &Context, delivery: &Delivery, timeout: Duration, now: Instant) -> bool {
+    let lease_over = delivery.lease.as_ref().is_some_and(|lease| now + timeout >= lease.until());
+    !lease_over && context.fence.held(delivery.term, now)
 }
 
-/// One attempt from the decision to send it to its record.
-async fn deliver(context: &Arc<Context>, mut delivery: Delivery) -> Outcome {
+/// One attempt from the decision to send it, at `begun`, to its record.
+async fn deliver(
+    context: &Arc<Context>,
+    timers: &mut Timers<'_>,
+    mut delivery: Delivery,
+    begun: Instant,
+) -> Outcome {
     failpoint::hit_with("event", &delivery.event.kind);
     let timeout = delivery.target.webhook.own.timeout.unwrap_or(context.config.deliver.timeout);
-    if !may_send(context, &delivery, timeout) {
+    if !may_send(context, &delivery, timeout, begun) {
         return drop_unsent(context, delivery);
     }
-    let hold_over = Instant::now() + context.config.dispatch.hold;
+    let hold_over = begun + context.config.dispatch.hold;
+    timers.hold.as_mut().reset(hold_over);
     let shaped = if delivery.target.webhook.transform.is_none() && delivery.pin.is_none() {
         Shaped::original()
     } else {
         let (event, target) = (delivery.event.clone(), delivery.target.clone());
         let shaping = transforms::shape(context, event, target, delivery.pin);
-        let shaped = held(context, &mut delivery, hold_over, None, shaping).await;
+        let shaped = held(context, &mut delivery, timers.hold.as_mut(), None, shaping).await;
         // It may have waited long for its turn.
-        if !may_send(context, &delivery, timeout) {
+        if !may_send(context, &delivery, timeout, Instant::now()) {
             return drop_unsent(context, delivery);
         }
         shaped
@@ -129,7 +148,7 @@ async fn deliver(context: &Arc<Context>, mut delivery: Delivery) -> Outcome {
     match shaped {
         Shaped::Send { content, pin, note } => {
             let sent = Sent { version: pin.version, body: content.body(&delivery.event), note };
-            send(context, delivery, content, sent, hold_over).await
+            send(context, timers, delivery, content, sent).await
         }
         withheld => withhold(context, delivery, withheld).await,
     }
@@ -161,10 +180,10 @@ impl Sent {
 /// Makes the call, and settles what comes of it.
 async fn send(
     context: &Arc<Context>,
+    timers: &mut Timers<'_>,
     mut delivery: Delivery,
     content: Content,
     sent: Sent,
-    hold_over: Instant,
 ) -> Outcome {
     let before = delivery.pin.and_then(|pin| pin.hash);
     if before.is_some() && before != sent.pin().hash {
@@ -177,8 +196,8 @@ async fn send(
     let request = delivery.target.request(&delivery.event, tried, now, &content, sent.body.clone());
     let Some(mut request) = request else { return unsigned(context, delivery).await };
     let span = spans::begin(&context.tracer, &delivery.event, &mut request);
-    let call = context.client.call(request, timeout);
-    let done = held(context, &mut delivery, hold_over, Some(&sent), call).await;
+    let call = context.client.call_by(timers.call.as_mut(), request, timeout);
+    let done = held(context, &mut delivery, timers.hold.as_mut(), Some(&sent), call).await;
     failpoint::hit("replied");
     let verdict = outcome::judge(done, context.kept);
     if matches!(verdict, Verdict::Unsent) {
@@ -242,15 +261,15 @@ async fn settle(context: &Context, delivery: Delivery, record: Record) {
 async fn held<F: Future>(
     context: &Context,
     delivery: &mut Delivery,
-    hold_over: Instant,
+    hold: Timer<'_>,
     sent: Option<&Sent>,
     work: F,
 ) -> F::Output {
-    let mut work = std::pin::pin!(work);
+    let mut work = pin!(work);
     tokio::select! {
         biased;
         done = &mut work => return done,
-        () = tokio::time::sleep_until(hold_over), if delivery.entry.is_some() => {}
+        () = hold, if delivery.entry.is_some() => {}
     }
     release_entry(context, delivery, sent).await;
     work.await
