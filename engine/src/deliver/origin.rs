@@ -1,8 +1,14 @@
 //! What connections are pooled by.
 
-use std::hash::{Hash, Hasher};
+use std::{
+    hash::{BuildHasher, Hash, Hasher, RandomState},
+    sync::LazyLock,
+};
 
 use hyper::{Uri, http::uri::Authority};
+
+/// One for all, so that equal origins have equal hashes. It is keyed: accounts choose the names of their hosts.
+static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// Scheme, host and port. Hosts are compared without regard to case, and a port that is not written is the scheme's.
 #[derive(Clone, Debug)]
@@ -10,6 +16,8 @@ pub(super) struct Origin {
     pub(super) https: bool,
     pub(super) authority: Authority,
     pub(super) port: u16,
+    /// Of all that makes it: one origin is looked up several times for each of its requests.
+    hash: u64,
 }
 
 impl Origin {
@@ -17,7 +25,8 @@ impl Origin {
         let authority = uri.authority()?.clone();
         let https = uri.scheme_str() == Some("https");
         let port = authority.port_u16().unwrap_or(if https { 443 } else { 80 });
-        Some(Origin { https, authority, port })
+        let hash = HASHER.hash_one((https, port, authority.host().to_ascii_lowercase()));
+        Some(Origin { https, authority, port, hash })
     }
 
     /// The host as a resolver or a certificate names it: an IPv6 address has no brackets.
@@ -28,7 +37,8 @@ impl Origin {
 
 impl PartialEq for Origin {
     fn eq(&self, other: &Origin) -> bool {
-        self.https == other.https
+        self.hash == other.hash
+            && self.https == other.https
             && self.port == other.port
             && self.authority.host().eq_ignore_ascii_case(other.authority.host())
     }
@@ -38,11 +48,7 @@ impl Eq for Origin {}
 
 impl Hash for Origin {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.https.hash(state);
-        self.port.hash(state);
-        for byte in self.authority.host().bytes() {
-            state.write_u8(byte.to_ascii_lowercase());
-        }
+        state.write_u64(self.hash);
     }
 }
 

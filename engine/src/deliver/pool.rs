@@ -8,7 +8,7 @@
 //! them: there are no cookies, no client certificates and no credentials other than in a request's own headers.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -25,7 +25,10 @@ use super::{
     h2::H2,
     origin::Origin,
 };
-use crate::metrics::{Metrics, Part};
+use crate::{
+    metrics::{Metrics, Part},
+    model::IdMap,
+};
 
 /// Idle connections to one origin: what sixteen of its lanes have in flight at most. Many webhooks may have one host, and an event that
 /// all of them want makes as many requests at once. With 128, four of ten requests of such a fan-out opened a connection, at twice
@@ -48,7 +51,7 @@ pub(super) struct Pool {
 }
 
 struct State {
-    slots: HashMap<Origin, Slot>,
+    slots: IdMap<Origin, Slot>,
     /// Every connection without a request, the least recently used one first to go.
     resting: LruCache<u64, Resting>,
     /// Whether the task that closes what has rested too long is running. It ends when there is no slot.
@@ -118,7 +121,7 @@ enum Reason {
 impl Pool {
     pub(super) fn new(limits: Limits, metrics: Arc<Metrics>) -> Arc<Pool> {
         let state = State {
-            slots: HashMap::new(),
+            slots: IdMap::default(),
             resting: LruCache::unbounded(),
             sweeping: false,
             idle: Part::of(&metrics.deliver.idle),

@@ -161,14 +161,14 @@ impl Target {
             post.put(NEXT_SIGNATURE, |text| signer.push_seed(&body, text));
         }
         post.put(SIGNATURE, |text| before.unwrap_or(signer).push_seed(&body, text));
-        post.put(EVENT_ID, |text| push(text, event.id));
+        post.put(EVENT_ID, |text| number(text, event.id.0));
         // Types may hold any letter but control characters, which is what a header value allows.
         if !event.kind.contains(|c: char| c.is_ascii_control()) {
             post.put(EVENT_TYPE, |text| text.push_str(&event.kind));
         }
-        post.put(ATTEMPT, |text| push(text, tried.attempt));
+        post.put(ATTEMPT, |text| number(text, tried.attempt));
         let id = post.put(WEBHOOK_ID, |text| push(text, id));
-        let timestamp = post.put(WEBHOOK_TIMESTAMP, |text| push(text, now.seconds()));
+        let timestamp = post.put(WEBHOOK_TIMESTAMP, |text| number(text, now.seconds()));
         let mac = |signer: &Signer, post: &Post| {
             signer.standard_mac(post.value(id.clone()), post.value(timestamp.clone()), &body)
         };
@@ -189,6 +189,10 @@ fn copy(post: &mut Post, name: HeaderName, value: &HeaderValue) {
     if let Ok(value) = str::from_utf8(value.as_bytes()) {
         post.put(name, |text| text.push_str(value));
     }
+}
+
+fn number(text: &mut String, value: impl itoa::Integer) {
+    text.push_str(itoa::Buffer::new().format(value));
 }
 
 fn push(text: &mut String, value: impl Display) {

@@ -50,11 +50,11 @@ impl Signer {
         let mut mac = self.seed.clone();
         mac.update(body);
         text.push_str("sha256=");
-        for byte in mac.finalize().into_bytes() {
-            for nibble in [byte >> 4, byte & 15] {
-                text.push(char::from(HEX[usize::from(nibble)]));
-            }
+        let mut hex = [0; 64];
+        for (pair, byte) in hex.chunks_exact_mut(2).zip(mac.finalize().into_bytes()) {
+            pair.copy_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
         }
+        text.push_str(std::str::from_utf8(&hex).unwrap_or_default());
     }
 
     /// The value of `webhook-signature`: `v1,` and the MAC of `id.timestamp.body` in base64

@@ -5,14 +5,11 @@
 //! those that do not have the rest. In the fast pool lanes that have work in hand leave a reserve to those that have none.
 //! And once half of a pool is taken, no account may have more than a quarter of it.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Semaphore;
 
-use crate::model::AccountId;
+use crate::model::{AccountId, IdMap};
 
 /// Bytes are counted in these units, so that a semaphore's range is enough.
 const UNIT: usize = 1024;
@@ -49,7 +46,7 @@ pub(super) struct Budget {
 struct Pool {
     count: Bound,
     bytes: Bound,
-    accounts: Mutex<HashMap<AccountId, usize>>,
+    accounts: Mutex<IdMap<AccountId, usize>>,
 }
 
 /// Who asks.
@@ -139,7 +136,7 @@ impl Pool {
         })
     }
 
-    fn accounts(&self) -> MutexGuard<'_, HashMap<AccountId, usize>> {
+    fn accounts(&self) -> MutexGuard<'_, IdMap<AccountId, usize>> {
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

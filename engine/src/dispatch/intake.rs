@@ -1,10 +1,6 @@
 //! Entries become deliveries: read the batch, find who is owed what, and hand each delivery to its lane.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
@@ -18,7 +14,7 @@ use super::{
 use crate::{
     deliver::Target,
     ingest::Ring,
-    model::{AccountId, Batch, Event, Key, Span},
+    model::{AccountId, Batch, Event, IdMap, Key, Span},
     settle::{Item, Open},
     store,
     stream::{
@@ -142,7 +138,7 @@ impl Intake {
         if let Some(version) = entries.iter().map(|e| e.span.version).max() {
             context.registry.catch_up(version).await?;
         }
-        let mut found: HashMap<i64, Batch> = HashMap::new();
+        let mut found: IdMap<i64, Batch> = IdMap::default();
         if let Some(ring) = &self.ring {
             let batches = entries.iter().filter_map(|e| ring.take(e.span.first));
             found.extend(batches.map(|b| (b.span.first.0, b)));
@@ -264,7 +260,7 @@ impl Intake {
 /// A batch and the webhooks of its accounts.
 pub(super) struct Owed {
     pub(super) batch: Batch,
-    accounts: HashMap<AccountId, Webhooks>,
+    accounts: IdMap<AccountId, Webhooks>,
 }
 
 impl Owed {

@@ -1,7 +1,6 @@
 //! What this dispatcher has leased from `due`, to be told again when Redis forgot it.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -9,7 +8,10 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 
 use super::Context;
-use crate::{model::Key, stream::due::Due};
+use crate::{
+    model::{IdMap, Key},
+    stream::due::Due,
+};
 
 /// Between two tries to tell a Redis that does not answer.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -17,7 +19,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 /// All leases of this dispatcher.
 #[derive(Clone, Default)]
 pub(super) struct Leases {
-    inner: Arc<Mutex<HashMap<Key, Instant>>>,
+    inner: Arc<Mutex<IdMap<Key, Instant>>>,
 }
 
 /// The right to send one delivery, until it ends or is dropped.
@@ -44,7 +46,7 @@ impl Drop for Lease {
 }
 
 impl Leases {
-    fn inner(&self) -> MutexGuard<'_, HashMap<Key, Instant>> {
+    fn inner(&self) -> MutexGuard<'_, IdMap<Key, Instant>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

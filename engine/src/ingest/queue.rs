@@ -10,7 +10,7 @@
 //! [`Bounds::standing_events_max`] until nothing has been refused for a while.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -18,7 +18,10 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 
 use super::Error;
-use crate::{metrics::Metrics, model::AccountId};
+use crate::{
+    metrics::Metrics,
+    model::{AccountId, IdMap},
+};
 
 /// Events taken from one account before it is the next one's turn.
 const TURN: usize = 32;
@@ -97,7 +100,7 @@ impl Held {
 
 struct Waiting<T> {
     bounds: Bounds,
-    lines: HashMap<AccountId, Line<T>>,
+    lines: IdMap<AccountId, Line<T>>,
     /// Accounts with something waiting, each once, in the order of their turns.
     turns: VecDeque<AccountId>,
     /// Events that the account at the front may still take in this turn.
@@ -122,7 +125,7 @@ impl<T: Item> Queue<T> {
     pub fn new(bounds: Bounds, metrics: Arc<Metrics>) -> Queue<T> {
         let waiting = Waiting {
             bounds,
-            lines: HashMap::new(),
+            lines: IdMap::default(),
             turns: VecDeque::new(),
             left: TURN,
             total: Held::default(),

@@ -1,11 +1,11 @@
 //! Recent commits, for a dispatcher in the same process: it finds a batch here and reads nothing.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use crate::model::{Batch, EventId};
+use crate::model::{Batch, EventId, IdMap};
 
 /// Bounded by events and bytes; the oldest batch goes first. Shared by the two roles' threads.
 pub struct Ring {
@@ -16,7 +16,7 @@ pub struct Ring {
 
 #[derive(Default)]
 struct Inner {
-    batches: HashMap<i64, Batch>,
+    batches: IdMap<i64, Batch>,
     order: VecDeque<i64>,
     events: usize,
     bytes: usize,

@@ -1,17 +1,14 @@
 //! All lanes of one process, made on demand and forgotten when idle.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Lane, Limits};
-use crate::model::WebhookId;
+use crate::model::{IdMap, WebhookId};
 
 /// The lanes of one process.
 pub struct Lanes<T> {
     limits: Limits,
-    lanes: Mutex<HashMap<WebhookId, Arc<Lane<T>>>>,
+    lanes: Mutex<IdMap<WebhookId, Arc<Lane<T>>>>,
 }
 
 /// What all lanes hold together.
@@ -28,7 +25,7 @@ impl<T> Lanes<T> {
         Lanes { limits, lanes: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<WebhookId, Arc<Lane<T>>>> {
+    fn lock(&self) -> MutexGuard<'_, IdMap<WebhookId, Arc<Lane<T>>>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,6 +1,6 @@
 //! The recorder: outcomes join the open batch, and it is written when the last one is. One in flight.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc, time::Instant};
 
@@ -8,7 +8,7 @@ use super::{Handle, Item, Open};
 use crate::{
     failpoint,
     metrics::Metrics,
-    model::Key,
+    model::{IdMap, Key},
     store::{
         self, Fault, Link,
         settle::{Origin, Record, SHELVED},
@@ -203,8 +203,10 @@ impl<P> Recorder<P> {
 /// One record a delivery: the last word counts. The first one knows whether the delivery had a row in the
 /// schedule when the batch began.
 fn merge(records: impl Iterator<Item = Record>) -> Vec<Record> {
-    let mut merged: Vec<Record> = Vec::new();
-    let mut places: HashMap<Key, usize> = HashMap::new();
+    let n = records.size_hint().1.unwrap_or_default();
+    let mut merged: Vec<Record> = Vec::with_capacity(n);
+    let mut places: IdMap<Key, usize> = IdMap::default();
+    places.reserve(n);
     for mut record in records {
         match places.entry((record.event, record.webhook)) {
             std::collections::hash_map::Entry::Vacant(place) => {
