@@ -51,6 +51,7 @@ pub(super) struct Pool {
 }
 
 struct State {
+    /// An origin comes with a hash that nobody can aim at.
     slots: IdMap<Origin, Slot>,
     /// Every connection without a request, the least recently used one first to go.
     resting: LruCache<u64, Resting>,

@@ -6,8 +6,9 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{Context, Delivery, budget::Ask, retries, work};
 use crate::{
-    lane::{Change, Errand, Lane, PULL_MAX},
-    model::{Key, State, WebhookId},
+    failpoint,
+    lane::{Change, Errand, Lane, Load, PULL_MAX},
+    model::{AccountId, Key, State, WebhookId},
     stream::{
         breaker::Turn,
         due::{Due, LEASE_MAX},
@@ -251,12 +252,11 @@ async fn try_pull(
 ) -> Result<bool, Failure> {
     let account = context.store.account_of(webhook).await?;
     while !*stop.borrow() {
-        let permits = match account {
-            Some(account) => context.retry_budget.left(Ask { account, busy: true, slow: lane.load().slow }),
+        let room = lane.pull_room().min(match account {
+            Some(account) => permits(context, account, lane),
             // They end as dead letters, which takes none.
             None => PULL_MAX,
-        };
-        let room = lane.pull_room().min(permits);
+        });
         if room == 0 {
             break;
         }
@@ -266,6 +266,13 @@ async fn try_pull(
         tokio::time::sleep(if room >= LARGE { STEP } else { SLOW_STEP }).await;
     }
     Ok(true)
+}
+
+/// How many more deliveries of a lane the budget has room for: where only its reserve is left, one of an idle lane.
+fn permits(context: &Context, account: AccountId, lane: &Lane<Delivery>) -> usize {
+    let Load { busy, slow, .. } = lane.load();
+    let left = |busy| context.retry_budget.left(Ask { account, busy, slow });
+    left(true).max(if busy { 0 } else { left(false).min(1) })
 }
 
 /// Takes so many from the shelf and hands them to their lane. By way of a lease like that of others, which comes when it comes, the
@@ -284,8 +291,15 @@ async fn pull_step(
     let keys = context.store.pull_shelved(webhook, room as i64).await?;
     context.metrics.lane.pulled.increment(keys.len() as u64);
     let taken = due.take(&keys, i64::try_from(lease.as_millis())?, false, &context.gate).await?;
-    for some in taken.chunks(LEASE_MAX) {
-        retries::hand_out(context, due, some.to_vec(), until, term).await?;
+    failpoint::hit("leased");
+    context.metrics.retry.leased.increment(taken.len() as u64);
+    let mut left = taken.chunks(LEASE_MAX);
+    while let Some(some) = left.next() {
+        if let Err(error) = retries::hand_out(context, due, some.to_vec(), until, term).await {
+            // Or they would wait for the lease to end.
+            due.release(&left.flatten().copied().collect::<Vec<Key>>()).await?;
+            return Err(error);
+        }
     }
     Ok(keys.len())
 }
