@@ -25,6 +25,9 @@ const SEARCH_EVERY: u32 = 10;
 const STEP: Duration = Duration::from_millis(5);
 const SLOW_STEP: Duration = Duration::from_millis(50);
 
+/// And when `due` takes no more: what was pulled then waits in the schedule for its room there, and the lane's is as large as before.
+const CROWDED: Duration = Duration::from_secs(1);
+
 /// A step of no fewer is worth a query right after the one before.
 const LARGE: usize = 250;
 
@@ -260,10 +263,18 @@ async fn try_pull(
         if room == 0 {
             break;
         }
-        if pull_step(context, &mut due, webhook, room).await? < room {
+        let step = pull_step(context, &mut due, webhook, room).await?;
+        if step.pulled < room {
             return Ok(false);
         }
-        tokio::time::sleep(if room >= LARGE { STEP } else { SLOW_STEP }).await;
+        let pause = if step.taken < step.pulled {
+            CROWDED
+        } else if room >= LARGE {
+            STEP
+        } else {
+            SLOW_STEP
+        };
+        tokio::time::sleep(pause).await;
     }
     Ok(true)
 }
@@ -275,18 +286,26 @@ fn permits(context: &Context, account: AccountId, lane: &Lane<Delivery>) -> usiz
     left(true).max(if busy { 0 } else { left(false).min(1) })
 }
 
+/// What one step of a pull came to.
+struct Pulled {
+    /// They left the shelf.
+    pulled: usize,
+    /// And went to their lane. For the others `due` has no room, or somebody has them in hand.
+    taken: usize,
+}
+
 /// Takes so many from the shelf and hands them to their lane. By way of a lease like that of others, which comes when it comes, the
-/// lane would not know how many are on their way, and one that hangs would call for thousands. Returns how many there were.
+/// lane would not know how many are on their way, and one that hangs would call for thousands.
 async fn pull_step(
     context: &Arc<Context>,
     due: &mut Due,
     webhook: WebhookId,
     room: usize,
-) -> Result<usize, Failure> {
+) -> Result<Pulled, Failure> {
     let (lease, term) = (context.lease(), context.fence.term());
     let until = Instant::now() + lease;
-    if !context.fence.holds(term) {
-        return Err("others may have claimed what is taken in hand now".into());
+    if !context.fence.holds(term) || context.gate.epoch().is_none() {
+        return Err("nothing can be taken in hand now".into());
     }
     let keys = context.store.pull_shelved(webhook, room as i64).await?;
     context.metrics.lane.pulled.increment(keys.len() as u64);
@@ -301,5 +320,5 @@ async fn pull_step(
             return Err(error);
         }
     }
-    Ok(keys.len())
+    Ok(Pulled { pulled: keys.len(), taken: taken.len() })
 }

@@ -315,16 +315,8 @@ async fn a_lane_pulls_no_more_than_it_has_room_for() {
     .await;
     let receiver = Receiver::start().await;
     receiver.script(|_| Reply::hang());
-    let account = app.register(&receiver.url("/")).await;
-    set(&app, &account, "state = 'paused'").await;
-    app.send_at_once(&account, 10_000).await;
     let db = postgres(&app.database).await;
-    let shelved = "SELECT count(*) FROM scheduled WHERE reason = 'paused'";
-    eventually("all is on the shelf", PATIENCE, async || {
-        let shelved = count(&db, shelved).await;
-        if shelved == 10_000 { Ok(()) } else { Err(format!("{shelved}")) }
-    })
-    .await;
+    let account = shelve_ten_thousand(&app, &db, &receiver).await;
     set(&app, &account, "state = 'active'").await;
     let before = std::cell::Cell::new(0.0);
     eventually("it pulls no more", PATIENCE, async || {
@@ -333,9 +325,50 @@ async fn a_lane_pulls_no_more_than_it_has_room_for() {
         if before.replace(pulled) == pulled && pulled > 0.0 { Ok(()) } else { Err(format!("{pulled}")) }
     })
     .await;
-    let left = count(&db, shelved).await;
+    let left = count(&db, SHELVED).await;
     assert!(left >= 7000, "{left} of 10,000");
     app.stop().await;
+}
+
+/// What is pulled and finds no room in `due` is not in its lane either, so the lane's room is as large as before.
+#[tokio::test]
+async fn what_finds_no_room_in_due_is_pulled_slowly() {
+    let app = App::with("no-room", |c| c.retry.due_max = 4000).await;
+    let receiver = Receiver::start().await;
+    let db = postgres(&app.database).await;
+    let account = shelve_ten_thousand(&app, &db, &receiver).await;
+    let (mut redis, keys) = app.redis().await;
+    let mut far = redis::cmd("ZADD").arg(format!("{keys}due")).clone();
+    for n in 0..4000 {
+        far.arg(1e15).arg(format!("{n}:0"));
+    }
+    let () = far.query_async(&mut redis).await.unwrap();
+    set(&app, &account, "state = 'active'").await;
+    eventually("it pulls", PATIENCE, async || {
+        let pulled = app.metric("eventpulse_lane_pulled_total");
+        if pulled > 0.0 { Ok(()) } else { Err(format!("{pulled}")) }
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // Some five hundred a second, where it was all of them in half of one.
+    let left = count(&db, SHELVED).await;
+    assert!(left >= 5000, "{left} of 10,000");
+    app.stop().await;
+}
+
+const SHELVED: &str = "SELECT count(*) FROM scheduled WHERE reason = 'paused'";
+
+/// A paused webhook with ten thousand deliveries.
+async fn shelve_ten_thousand(app: &App, db: &tokio_postgres::Client, receiver: &Receiver) -> Account {
+    let account = app.register(&receiver.url("/")).await;
+    set(app, &account, "state = 'paused'").await;
+    app.send_at_once(&account, 10_000).await;
+    eventually("all is on the shelf", PATIENCE, async || {
+        let shelved = count(db, SHELVED).await;
+        if shelved == 10_000 { Ok(()) } else { Err(format!("{shelved}")) }
+    })
+    .await;
+    account
 }
 
 #[tokio::test]
