@@ -79,14 +79,15 @@ async fn round(context: &Arc<Context>, due: &mut Due, careful: &mut JoinSet<()>)
     Ok(n)
 }
 
-/// Hands leased members to their lanes. When that fails, those that are not there go back.
+/// Hands leased members to their lanes. When that fails, those that are not there go back. Returns for how many there was no room:
+/// they come again later.
 pub(super) async fn hand_out(
     context: &Arc<Context>,
     due: &mut Due,
     keys: Vec<Key>,
     until: Instant,
     term: u64,
-) -> Result<(), Failure> {
+) -> Result<usize, Failure> {
     let owed = match look_up(context, due, &keys).await {
         Ok(owed) => owed,
         Err(error) => {
@@ -104,7 +105,8 @@ pub(super) async fn hand_out(
             Ok(Some(wait)) => crowded.push((key, i64::try_from(wait.as_millis())?)),
             Err(error) => {
                 // Those before it are in their lanes already.
-                let left: Vec<Key> = std::iter::once(key).chain(rows.map(|row| row.key)).collect();
+                let left = std::iter::once(key).chain(rows.map(|row| row.key));
+                let left: Vec<Key> = left.chain(crowded.iter().map(|(key, _)| *key)).collect();
                 due.release(&left).await?;
                 return Err(error);
             }
@@ -112,7 +114,7 @@ pub(super) async fn hand_out(
     }
     // Nobody waits here for room: that would make everybody's retries wait behind one lane.
     due.postpone(&crowded).await?;
-    Ok(())
+    Ok(crowded.len())
 }
 
 /// The rows whose time has come. Members that nothing is owed for are forgotten, and those that are early go back.

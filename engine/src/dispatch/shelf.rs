@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use super::{Context, Delivery, budget::Ask, retries, work};
 use crate::{
@@ -25,7 +25,7 @@ const SEARCH_EVERY: u32 = 10;
 const STEP: Duration = Duration::from_millis(5);
 const SLOW_STEP: Duration = Duration::from_millis(50);
 
-/// And when `due` takes no more: what was pulled then waits in the schedule for its room there, and the lane's is as large as before.
+/// And when `due` or the budget takes no more: what is pulled then waits in the schedule, and the lane's room is as large as before.
 const CROWDED: Duration = Duration::from_secs(1);
 
 /// A step of no fewer is worth a query right after the one before.
@@ -38,12 +38,13 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Runs errands until stopped.
 pub(super) async fn run(context: Arc<Context>, due: Due, mut stop: watch::Receiver<bool>) {
-    let mut turn = 0u32;
+    let (mut turn, mut errands) = (0u32, JoinSet::new());
     loop {
-        tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
-            () = crate::stopped(&mut stop) => return,
+        rest(LOOK, &mut stop).await;
+        if *stop.borrow() {
+            break;
         }
+        while errands.try_join_next().is_some() {}
         if turn.is_multiple_of(SEARCH_EVERY)
             && let Err(error) = search(&context).await
         {
@@ -53,19 +54,25 @@ pub(super) async fn run(context: Arc<Context>, due: Due, mut stop: watch::Receiv
         for (webhook, lane) in context.lanes.all() {
             match lane.errand() {
                 None => {}
-                Some(Errand::Probe) => spawn(&context, probe(context.clone(), due.clone(), webhook, lane)),
+                Some(Errand::Probe) => {
+                    drop(errands.spawn(probe(context.clone(), due.clone(), webhook, lane)))
+                }
                 Some(Errand::Pull) => {
-                    spawn(&context, pull(context.clone(), due.clone(), webhook, lane, stop.clone()));
+                    errands.spawn(pull(context.clone(), due.clone(), webhook, lane, stop.clone()));
                 }
             }
         }
     }
+    // What they still put into lanes, the drain takes out again.
+    while errands.join_next().await.is_some() {}
 }
 
-/// With the workers, so that a drain waits for it.
-fn spawn(context: &Context, errand: impl Future<Output = ()> + Send + 'static) {
-    let mut workers = context.workers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    workers.spawn(errand);
+/// Until the time is over, or it is time to stop.
+async fn rest(time: Duration, stop: &mut watch::Receiver<bool>) {
+    tokio::select! {
+        () = tokio::time::sleep(time) => {}
+        () = crate::stopped(stop) => {}
+    }
 }
 
 /// Finds lanes' shelved work, also that of dispatchers which are no more.
@@ -236,12 +243,16 @@ async fn pull(
     due: Due,
     webhook: WebhookId,
     lane: Arc<Lane<Delivery>>,
-    stop: watch::Receiver<bool>,
+    mut stop: watch::Receiver<bool>,
 ) {
-    let left = try_pull(&context, due, webhook, &lane, stop).await.unwrap_or_else(|error| {
-        tracing::debug!(%webhook, error = crate::chain(&*error), "what was pulled comes with the schedule");
-        true
-    });
+    let left = match try_pull(&context, due, webhook, &lane, &mut stop).await {
+        Ok(left) => left,
+        Err(error) => {
+            tracing::debug!(%webhook, error = crate::chain(&*error), "what was pulled comes with the schedule");
+            rest(CROWDED, &mut stop).await;
+            true
+        }
+    };
     lane.pulled(left);
 }
 
@@ -251,16 +262,17 @@ async fn try_pull(
     mut due: Due,
     webhook: WebhookId,
     lane: &Lane<Delivery>,
-    stop: watch::Receiver<bool>,
+    stop: &mut watch::Receiver<bool>,
 ) -> Result<bool, Failure> {
     let account = context.store.account_of(webhook).await?;
-    while !*stop.borrow() {
+    while !*stop.borrow() && lane.pull_room() > 0 {
         let room = lane.pull_room().min(match account {
             Some(account) => permits(context, account, lane),
             // They end as dead letters, which takes none.
             None => PULL_MAX,
         });
         if room == 0 {
+            rest(CROWDED, stop).await;
             break;
         }
         let step = pull_step(context, &mut due, webhook, room).await?;
@@ -274,7 +286,7 @@ async fn try_pull(
         } else {
             SLOW_STEP
         };
-        tokio::time::sleep(pause).await;
+        rest(pause, stop).await;
     }
     Ok(true)
 }
@@ -290,7 +302,8 @@ fn permits(context: &Context, account: AccountId, lane: &Lane<Delivery>) -> usiz
 struct Pulled {
     /// They left the shelf.
     pulled: usize,
-    /// And went to their lane. For the others `due` has no room, or somebody has them in hand.
+    /// And went to their lane. For the others there is no room in `due` or in the budget (payloads may be large), or somebody has
+    /// them in hand.
     taken: usize,
 }
 
@@ -312,13 +325,16 @@ async fn pull_step(
     let taken = due.take(&keys, i64::try_from(lease.as_millis())?, false, &context.gate).await?;
     failpoint::hit("leased");
     context.metrics.retry.leased.increment(taken.len() as u64);
-    let mut left = taken.chunks(LEASE_MAX);
+    let (mut left, mut crowded) = (taken.chunks(LEASE_MAX), 0);
     while let Some(some) = left.next() {
-        if let Err(error) = retries::hand_out(context, due, some.to_vec(), until, term).await {
-            // Or they would wait for the lease to end.
-            due.release(&left.flatten().copied().collect::<Vec<Key>>()).await?;
-            return Err(error);
+        match retries::hand_out(context, due, some.to_vec(), until, term).await {
+            Ok(more) => crowded += more,
+            Err(error) => {
+                // Or they would wait for the lease to end.
+                due.release(&left.flatten().copied().collect::<Vec<Key>>()).await?;
+                return Err(error);
+            }
         }
     }
-    Ok(Pulled { pulled: keys.len(), taken: taken.len() })
+    Ok(Pulled { pulled: keys.len(), taken: taken.len() - crowded })
 }

@@ -320,7 +320,8 @@ async fn a_lane_pulls_no_more_than_it_has_room_for() {
     set(&app, &account, "state = 'active'").await;
     let before = std::cell::Cell::new(0.0);
     eventually("it pulls no more", PATIENCE, async || {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        // Longer than the longest pause between two steps.
+        tokio::time::sleep(Duration::from_secs(2)).await;
         let pulled = app.metric("eventpulse_lane_pulled_total");
         if before.replace(pulled) == pulled && pulled > 0.0 { Ok(()) } else { Err(format!("{pulled}")) }
     })
@@ -353,6 +354,11 @@ async fn what_finds_no_room_in_due_is_pulled_slowly() {
     // Some five hundred a second, where it was all of them in half of one.
     let left = count(&db, SHELVED).await;
     assert!(left >= 5000, "{left} of 10,000");
+    eventually("it goes on", PATIENCE, async || {
+        let now = count(&db, SHELVED).await;
+        if now < left { Ok(()) } else { Err(format!("{now}")) }
+    })
+    .await;
     app.stop().await;
 }
 
