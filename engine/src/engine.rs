@@ -397,13 +397,13 @@ async fn finish(role: Option<Role>) -> Option<Error> {
     role.ended.await.unwrap_or(Err(Error::Ended(role.name))).err()
 }
 
-async fn bind(
+fn bind(
     settings: &config::Http,
     address: SocketAddr,
     connections: metrics::Gauge,
     stopping: watch::Receiver<bool>,
 ) -> Result<Server, Error> {
-    let bound = Server::bind(settings, address, connections, stopping).await;
+    let bound = Server::bind(settings, address, connections, stopping);
     bound.map_err(|source| Error::Bind { port: address.port(), source })
 }
 

@@ -21,7 +21,7 @@ pub(super) async fn run(
     let metrics = common.metrics.clone();
     let port = common.config.http.dispatcher_port;
     let place = SocketAddr::new(common.config.http.listen, port);
-    let server = bind(&common.config.http, place, metrics::Gauge::noop(), common.stopping.clone()).await?;
+    let server = bind(&common.config.http, place, metrics::Gauge::noop(), common.stopping.clone())?;
     let readiness = common.readiness("dispatcher-worker", true)?;
     let workers = common.config.dispatch.workers();
     let config = Arc::new(share(&common.config, workers));

@@ -33,11 +33,11 @@ pub(super) async fn open(common: &Common) -> Result<(Server, Beside), Error> {
     let (tls, certificate) = http::Tls::open(config, metrics.clone())?.unzip();
     let public = SocketAddr::new(config.http.listen, config.http.port);
     let connections = metrics.http.connections.clone();
-    let server = bind(&config.http, public, connections, stopping.clone()).await?.with_tls(tls);
+    let server = bind(&config.http, public, connections, stopping.clone())?.with_tls(tls);
     let admin = match config.admin.address.0 {
         Some(address) => {
             let settings = config::Http { connections_max: ADMIN_CONNECTIONS, ..config.http.clone() };
-            Some(bind(&settings, address, metrics::Gauge::noop(), stopping.clone()).await?)
+            Some(bind(&settings, address, metrics::Gauge::noop(), stopping.clone())?)
         }
         None => None,
     };
