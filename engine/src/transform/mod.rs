@@ -14,6 +14,7 @@ mod host;
 mod instances;
 mod loaded;
 mod output;
+mod queue;
 mod returns;
 mod share;
 mod state;

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use crossbeam_channel::{RecvTimeoutError, TrySendError};
 use metrics::Gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -20,6 +20,7 @@ use super::{
     abi::Instance,
     engines::{Class, Engines, THREAD_STACK_BYTES},
     instances::{IDLE, Instances},
+    queue::{Receiver, Sender, bounded},
     returns::{Ready, Reply},
     share::Share,
     state::thread_cpu,
@@ -197,12 +198,8 @@ impl Thread {
     fn serve(&self) {
         let mut instances = Instances::new(self.serving.settings.reuse_max);
         loop {
-            let job = if instances.is_empty() {
-                self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            } else {
-                self.queue.recv_timeout(IDLE)
-            };
-            match job {
+            let patience = (!instances.is_empty()).then_some(IDLE);
+            match self.queue.recv(patience) {
                 Ok(job) => self.run(&mut instances, job),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
