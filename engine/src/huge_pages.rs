@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 /// Bytes of memory of its own up to which a process takes huge pages: most of what it works in. Below three quarters of it, it
 /// takes them again.
 #[cfg(target_os = "linux")]
-const MOST: u64 = 40 << 20;
+const MOST: u64 = 16 << 20;
 
 /// Whether we switched them off. What somebody else did is left alone.
 #[cfg(target_os = "linux")]
