@@ -62,6 +62,8 @@ pub struct Report {
     pub dropped: u64,
     /// From when it was due to its answer.
     pub latency: Latency,
+    /// From when it was due to when it was sent: what the generator itself was late, or had no connection free.
+    pub lateness: Latency,
     /// Of requests that were refused.
     pub refusal: Latency,
 }
@@ -92,6 +94,7 @@ impl Latency {
 struct Shared {
     report: RefCell<Report>,
     accepted: RefCell<Histogram<u64>>,
+    late: RefCell<Histogram<u64>>,
     refused: RefCell<Histogram<u64>>,
     /// When requests were due that no connection has taken yet.
     due: RefCell<VecDeque<Instant>>,
@@ -130,6 +133,7 @@ async fn drive(load: Load) -> std::io::Result<Report> {
     let shared = Rc::new(Shared {
         report: RefCell::default(),
         accepted: histogram(),
+        late: histogram(),
         refused: histogram(),
         due: RefCell::default(),
         idle: RefCell::new(0),
@@ -166,6 +170,7 @@ async fn drive(load: Load) -> std::io::Result<Report> {
     report.dropped += shared.due.borrow().len() as u64;
     report.seconds = load.length.as_secs_f64();
     report.latency = Latency::of(&shared.accepted.borrow());
+    report.lateness = Latency::of(&shared.late.borrow());
     report.refusal = Latency::of(&shared.refused.borrow());
     Ok(report)
 }
@@ -222,6 +227,9 @@ impl Sender {
             if self.stamps {
                 let after = micros(due - self.shared.start);
                 wire::stamp(&mut self.request, self.shared.start_micros + after);
+            }
+            if due >= self.shared.counted_from {
+                self.shared.late.borrow_mut().saturating_record(micros(due.elapsed()));
             }
             let outcome = self.exchange(&mut buffer).await;
             self.count(due, outcome.as_ref().ok().copied());

@@ -24,7 +24,6 @@ use hyper::{HeaderMap, Method, Request, Response, StatusCode, body::Incoming, se
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
-use tokio::net::TcpListener;
 
 use crate::wire;
 
@@ -314,7 +313,7 @@ fn reply(status: u16, body: Bytes) -> Response<Full<Bytes>> {
 /// # Errors
 /// When the port cannot be had.
 pub async fn serve(port: u16, bound: impl FnOnce(SocketAddr)) -> std::io::Result<()> {
-    let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+    let listener = crate::listen(port)?;
     bound(listener.local_addr()?);
     let ledger = Arc::new(Ledger::default());
     loop {

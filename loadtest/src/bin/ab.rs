@@ -56,7 +56,7 @@ struct Run {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     let options = Options::parse();
-    let servers = Servers::start()?;
+    let servers = Servers::start_warm().await?;
     let outcome = compare(&options, &servers).await;
     servers.stop()?;
     outcome

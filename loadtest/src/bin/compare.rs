@@ -46,7 +46,7 @@ struct Options {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     let options = Options::parse();
-    let servers = Servers::start()?;
+    let servers = Servers::start_warm().await?;
     let outcome = measure(&options, &servers).await;
     servers.stop()?;
     outcome

@@ -55,7 +55,7 @@ struct Options {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     let options = Options::parse();
-    let servers = Servers::start()?;
+    let servers = Servers::start_warm().await?;
     let quiet = phase(&options, &servers, "none_bad", 0, 0).await?;
     let bad = phase(&options, &servers, "some_bad", options.hang, options.fail).await?;
     println!("p99 of the healthy: {:.2} x that with none bad", bad.p99 / quiet.p99.max(0.001));

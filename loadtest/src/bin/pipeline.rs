@@ -61,7 +61,7 @@ type Ratios = Vec<(&'static str, f64)>;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     let options = Options::parse();
-    let servers = Servers::start()?;
+    let servers = Servers::start_warm().await?;
     let outcome = rounds(&options, &servers).await;
     servers.stop()?;
     outcome

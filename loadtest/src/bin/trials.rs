@@ -38,7 +38,7 @@ async fn main() -> Result<(), Error> {
     if let Some(name) = unknown {
         return Err(format!("there is no trial {name}").into());
     }
-    let bench = Bench { engine, settings, servers: Servers::start()?, size, seconds, module };
+    let bench = Bench { engine, settings, servers: Servers::start_warm().await?, size, seconds, module };
     let mut failed = Vec::new();
     for name in ALL.iter().filter(|name| only.is_empty() || only.iter().any(|only| only == *name)) {
         // One that fails does not keep the others from being run.

@@ -90,13 +90,20 @@ async fn end_to_end(bench: &Bench, name: &str, module: Option<Vec<u8>>) -> Resul
     let seconds = bench.seconds.unwrap_or(8);
     let load = Load { rate: None, connections: 256, ..stage.load(vec![hook.key], RATE, seconds) };
     let (start, before) = (Instant::now(), Sample::take(stage.pids()));
-    let report = generate(load).await?;
-    let sent = start.elapsed().as_secs_f64();
-    stage.arrived(report.accepted_in_all).await?;
-    let (took, used) = (start.elapsed().as_secs_f64(), Sample::take(stage.pids()) - before);
-    let done = report.accepted_in_all as f64;
+    // A refusal may be told a second after the last event was accepted, so the end of the load says nothing of that of the deliveries.
+    let mut last = (start, 0);
+    let report = tokio::select! {
+        report = generate(load) => report?,
+        error = watch(&stage, name, &mut last) => return Err(error),
+    };
+    let all = report.accepted_in_all;
+    stage.arrived(all).await?;
+    let done = all as f64;
+    let took = if last.1 < all { start.elapsed() } else { last.0 - start }.as_secs_f64();
+    let used = Sample::take(stage.pids()) - before;
     println!(
-        "  {name}: {done:.0} events sent in {sent:.1} s and delivered in {took:.1}; us each: engine {:.1} postgres {:.1} redis {:.1}; {} parked",
+        "  {name}: {done:.0} events sent in {seconds} s and delivered in {took:.1}, {} refused; us each: engine {:.1} postgres {:.1} redis {:.1}; {} parked",
+        report.limited + report.unavailable,
         used.engine as f64 / done,
         used.postgres as f64 / done,
         used.redis as f64 / done,
@@ -104,6 +111,18 @@ async fn end_to_end(bench: &Bench, name: &str, module: Option<Vec<u8>>) -> Resul
     );
     stage.stop();
     Ok(done / took)
+}
+
+/// Keeps when the receiver was last seen with more, and how many it had.
+async fn watch(stage: &Stage<'_>, name: &str, last: &mut (Instant, u64)) -> Error {
+    loop {
+        match stage.counts(name).await {
+            Ok(counts) if counts.unique > last.1 => *last = (Instant::now(), counts.unique),
+            Ok(_) => {}
+            Err(error) => return error,
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 async fn drained(bench: &Bench, name: &str, module: Option<Vec<u8>>) -> Result<f64, Error> {
