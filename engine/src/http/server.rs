@@ -42,6 +42,9 @@ impl Server {
     ///
     /// # Errors
     /// When the address cannot be had, such as a port in use.
+    ///
+    /// # Panics
+    /// Outside of a runtime.
     pub fn bind(
         settings: &config::Http,
         address: SocketAddr,
@@ -278,7 +281,7 @@ mod tests {
     /// Half of what the kernel lets anybody have.
     fn burst() -> u32 {
         let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").ok();
-        most.and_then(|most| most.trim().parse().ok()).map_or(64, |most: u32| most.min(1024) / 2)
+        most.and_then(|most| most.trim().parse().ok()).map_or(64, |most: u32| most.min(512) / 2)
     }
 
     #[tokio::test]

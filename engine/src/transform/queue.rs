@@ -5,8 +5,11 @@
 //! wakes it when something comes meanwhile: it is not asleep. A thread that sleeps at once is run soon after it is woken.
 
 use std::{
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::SeqCst, fence},
+    },
+    time::{Duration, Instant},
 };
 
 use crossbeam_channel::{RecvTimeoutError, TryRecvError, TrySendError};
@@ -21,13 +24,41 @@ pub(super) fn bounded<T>(max: usize) -> (Sender<T>, Receiver<T>) {
 /// What threads sleep by.
 #[derive(Default)]
 struct Bell {
-    sleeping: Mutex<usize>,
+    /// Threads that sleep, are about to, or were woken and have not run yet. Changes behind the lock.
+    sleeping: AtomicUsize,
+    /// How many of them were woken.
+    woken: Mutex<usize>,
     rung: Condvar,
 }
 
 impl Bell {
     fn lock(&self) -> MutexGuard<'_, usize> {
-        self.sleeping.lock().unwrap_or_else(PoisonError::into_inner)
+        self.woken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes one thread, if one sleeps that nobody has woken. While all are busy nothing is locked.
+    fn ring(&self) {
+        // Either this sees a thread that is about to sleep, or the thread sees what was sent before.
+        fence(SeqCst);
+        if self.sleeping.load(SeqCst) == 0 {
+            return;
+        }
+        let mut woken = self.lock();
+        if self.sleeping.load(SeqCst) > *woken {
+            *woken += 1;
+            self.rung.notify_one();
+        }
+    }
+
+    /// Until it rings, or `left` is over.
+    fn wait<'a>(&self, woken: MutexGuard<'a, usize>, left: Option<Duration>) -> MutexGuard<'a, usize> {
+        let mut woken = match left {
+            None => self.rung.wait(woken).unwrap_or_else(PoisonError::into_inner),
+            Some(left) => self.rung.wait_timeout(woken, left).unwrap_or_else(PoisonError::into_inner).0,
+        };
+        // Too few only cost a wake that finds nothing.
+        *woken = woken.saturating_sub(1);
+        woken
     }
 }
 
@@ -39,17 +70,13 @@ pub(super) struct Sender<T> {
 }
 
 impl<T> Sender<T> {
-    /// Never waits.
+    /// Does not wait for a place.
     pub(super) fn try_send(&self, item: T) -> Result<(), TrySendError<T>> {
         match &self.items {
             Some(items) => items.try_send(item)?,
             None => return Err(TrySendError::Disconnected(item)),
         }
-        // A receiver that found nothing either sleeps by now, or has not looked yet for the last time: it does so behind this lock.
-        let sleeping = *self.bell.lock() > 0;
-        if sleeping {
-            self.bell.rung.notify_one();
-        }
+        self.bell.ring();
         Ok(())
     }
 }
@@ -75,39 +102,29 @@ impl<T> Clone for Receiver<T> {
 }
 
 impl<T> Receiver<T> {
-    /// The next item. Waits for one, with `patience` no longer than that at a time when nothing comes.
+    /// The next item. Waits for one, with `patience` no longer than that.
     pub(super) fn recv(&self, patience: Option<Duration>) -> Result<T, RecvTimeoutError> {
         if let Ok(item) = self.items.try_recv() {
             return Ok(item);
         }
-        let mut sleeping = self.bell.lock();
-        let mut patient = true;
-        loop {
+        let until = patience.map(|patience| Instant::now() + patience);
+        let mut woken = self.bell.lock();
+        self.bell.sleeping.fetch_add(1, SeqCst);
+        let outcome = loop {
+            fence(SeqCst);
             match self.items.try_recv() {
-                Ok(item) => return Ok(item),
-                Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
-                Err(TryRecvError::Empty) if patient => {}
-                Err(TryRecvError::Empty) => return Err(RecvTimeoutError::Timeout),
+                Ok(item) => break Ok(item),
+                Err(TryRecvError::Disconnected) => break Err(RecvTimeoutError::Disconnected),
+                Err(TryRecvError::Empty) => {}
             }
-            *sleeping += 1;
-            (sleeping, patient) = self.sleep(sleeping, patience);
-            *sleeping -= 1;
-        }
-    }
-
-    /// Until the bell rings, or the time is up, which it then says.
-    fn sleep<'a>(
-        &self,
-        sleeping: MutexGuard<'a, usize>,
-        patience: Option<Duration>,
-    ) -> (MutexGuard<'a, usize>, bool) {
-        let rung = &self.bell.rung;
-        let Some(patience) = patience else {
-            return (rung.wait(sleeping).unwrap_or_else(PoisonError::into_inner), true);
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                break Err(RecvTimeoutError::Timeout);
+            }
+            woken = self.bell.wait(woken, left);
         };
-        let (sleeping, waited) =
-            rung.wait_timeout(sleeping, patience).unwrap_or_else(PoisonError::into_inner);
-        (sleeping, !waited.timed_out())
+        self.bell.sleeping.fetch_sub(1, SeqCst);
+        outcome
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -117,56 +134,86 @@ impl<T> Receiver<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
+    use std::{collections::HashSet, thread, thread::JoinHandle};
 
     use super::*;
 
-    /// What one thread takes out until there is no more.
-    fn drain(receiver: &Receiver<usize>) -> usize {
-        let mut taken = 0;
-        while receiver.recv(None).is_ok() {
-            taken += 1;
+    /// What a thread takes out until there is no more.
+    fn take_all(receiver: &Receiver<usize>) -> JoinHandle<Vec<usize>> {
+        let receiver = receiver.clone();
+        thread::spawn(move || std::iter::from_fn(|| receiver.recv(None).ok()).collect())
+    }
+
+    fn until(what: impl Fn() -> bool) {
+        let begin = Instant::now();
+        while !what() {
+            assert!(begin.elapsed() < Duration::from_secs(60), "a thread sleeps beside what it could take");
+            thread::yield_now();
         }
-        taken
     }
 
     #[test]
     fn every_item_is_taken_once_though_threads_fall_asleep_between_them() {
         let (sender, receiver) = bounded(4);
-        let threads: Vec<_> = (0..3)
-            .map(|_| {
-                let receiver = receiver.clone();
-                thread::spawn(move || drain(&receiver))
-            })
-            .collect();
+        let threads: Vec<_> = (0..3).map(|_| take_all(&receiver)).collect();
         let mut sent = 0;
-        while sent < 100_000 {
-            match sender.try_send(sent) {
-                Ok(()) => sent += 1,
-                Err(TrySendError::Full(_)) => thread::yield_now(),
-                Err(TrySendError::Disconnected(_)) => panic!("all threads are gone"),
+        for round in 0..20_000 {
+            // One alone, whose wake nothing makes up for, or several at once.
+            for _ in 0..=(round % 4) {
+                sender.try_send(sent).unwrap();
+                sent += 1;
             }
-            // So that they find it empty at times.
-            if sent.is_multiple_of(1000) {
-                while !receiver.is_empty() {
-                    thread::yield_now();
-                }
-            }
+            until(|| receiver.is_empty());
         }
         drop(sender);
-        let taken: usize = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
-        assert_eq!(taken, sent);
+        let taken: Vec<usize> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        assert_eq!((taken.len(), taken.into_iter().collect::<HashSet<_>>().len()), (sent, sent));
+    }
+
+    #[test]
+    fn one_that_waits_for_a_while_gets_what_comes_meanwhile() {
+        let (sender, receiver) = bounded(1);
+        let waiting = thread::spawn({
+            let receiver = receiver.clone();
+            move || receiver.recv(Some(Duration::from_secs(600)))
+        });
+        until(|| receiver.bell.sleeping.load(SeqCst) == 1);
+        sender.try_send(7).unwrap();
+        assert_eq!(waiting.join().unwrap(), Ok(7));
+    }
+
+    #[test]
+    fn wakes_that_bring_nothing_do_not_make_the_wait_longer() {
+        let (sender, receiver) = bounded::<usize>(1);
+        let waiting = thread::spawn({
+            let receiver = receiver.clone();
+            move || receiver.recv(Some(Duration::from_millis(50)))
+        });
+        // More often than the time that it would wait anew.
+        until(|| {
+            sender.bell.rung.notify_all();
+            waiting.is_finished()
+        });
+        assert_eq!(waiting.join().unwrap(), Err(RecvTimeoutError::Timeout));
     }
 
     #[test]
     fn what_is_left_is_taken_before_the_end_is_told() {
         let (sender, receiver) = bounded(2);
-        assert_eq!(receiver.recv(Some(Duration::from_millis(1))), Err(RecvTimeoutError::Timeout));
         sender.try_send(1).unwrap();
         sender.try_send(2).unwrap();
         assert_eq!(sender.try_send(3), Err(TrySendError::Full(3)));
         drop(sender);
         assert_eq!((receiver.recv(None), receiver.recv(None)), (Ok(1), Ok(2)));
         assert_eq!(receiver.recv(None), Err(RecvTimeoutError::Disconnected));
+    }
+
+    #[test]
+    fn the_end_wakes_all_who_sleep() {
+        let (sender, receiver) = bounded(2);
+        let threads: Vec<_> = (0..3).map(|_| take_all(&receiver)).collect();
+        until(|| receiver.bell.sleeping.load(SeqCst) == 3);
+        drop(sender);
+        assert!(threads.into_iter().all(|thread| thread.join().unwrap().is_empty()));
     }
 }

@@ -25,6 +25,9 @@ const COST_AGE_MAX: Duration = Duration::from_secs(60);
 /// yet to find (5 ms measured). So a few in a minute are forgiven.
 const LONG: Duration = Duration::from_millis(2);
 
+/// This is none of those: for a minute after one no call of its webhook counts as quick.
+const VERY_LONG: Duration = Duration::from_millis(20);
+
 /// Weight of the newest call in the smoothed cost. Small enough that one slow call does not park a webhook, large enough
 /// that a dozen do.
 const WEIGHT: f64 = 1.0 / 8.0;
@@ -54,7 +57,7 @@ struct Cost {
     /// Smoothed CPU seconds.
     seconds: f64,
     at: Instant,
-    /// Long ones in the minute that began then.
+    /// Long ones in the minute that began then; a very long one begins a minute of its own, and is more than any bound.
     long: usize,
     minute: Instant,
 }
@@ -140,7 +143,11 @@ impl Share {
         let (long, minute) = before
             .filter(|before| recent(&before.minute))
             .map_or((0, now), |before| (before.long, before.minute));
-        let long = long + usize::from(cpu >= LONG);
+        let (long, minute) = match cpu {
+            _ if cpu >= VERY_LONG => (usize::MAX, now),
+            _ if cpu >= LONG => (long.saturating_add(1), minute),
+            _ => (long, minute),
+        };
         *cost = Some(Cost { seconds, at: now, long, minute });
         self.quick.store(seconds < QUICK.as_secs_f64() && long <= self.long_max, Relaxed);
     }
@@ -187,14 +194,19 @@ mod tests {
         assert!(!share.is_quick());
         (0..50).for_each(|_| share.took(Duration::from_micros(10)));
         assert!(share.is_quick());
-        let slow_once = || {
-            share.took(Duration::from_millis(50));
+        let slow_once = |ms| {
+            share.took(Duration::from_millis(ms));
             assert!(!share.is_quick());
             (0..500).for_each(|_| share.took(Duration::from_micros(10)));
             share.is_quick()
         };
-        assert!((0..4).all(|_| slow_once()), "each thread has a first call");
-        assert!(!slow_once(), "it is slow now and then");
+        assert!((0..4).all(|_| slow_once(5)), "each thread has a first call");
+        assert!(!slow_once(5), "it is slow now and then");
+
+        let share = Shares::new(2).of(WebhookId(2));
+        share.took(Duration::from_millis(50));
+        (0..500).for_each(|_| share.took(Duration::from_micros(10)));
+        assert!(!share.is_quick(), "no first call takes so long");
     }
 
     #[test]

@@ -105,7 +105,7 @@ async fn run(load: Load, accepted: &mut u64) -> Result<Report, Error> {
 fn show(name: &str, report: &Report) {
     let a_second = |n: u64| n as f64 / report.seconds;
     println!(
-        "{name:20} accepted {:7.0}/s  429 {:6.0}/s  503 {:6.0}/s  not sent {:7.0}/s  broken {}  p50 {:.2}  p99 {:.2}  max {:.1} ms, sent {:.2} late",
+        "{name:20} accepted {:7.0}/s  429 {:6.0}/s  503 {:6.0}/s  not sent {:7.0}/s  broken {}  p50 {:.2}  p99 {:.2}  max {:.1} ms, sent late p99 {:.2}",
         a_second(report.accepted),
         a_second(report.limited),
         a_second(report.unavailable),

@@ -97,7 +97,10 @@ async fn end_to_end(bench: &Bench, name: &str, module: Option<Vec<u8>>) -> Resul
         error = watch(&stage, name, &mut last) => return Err(error),
     };
     let all = report.accepted_in_all;
-    stage.arrived(all).await?;
+    tokio::select! {
+        ledger = stage.arrived(all) => ledger.map(drop)?,
+        error = watch(&stage, name, &mut last) => return Err(error),
+    }
     let done = all as f64;
     let took = if last.1 < all { start.elapsed() } else { last.0 - start }.as_secs_f64();
     let used = Sample::take(stage.pids()) - before;
