@@ -154,8 +154,12 @@ mod tests {
 
     #[test]
     fn every_item_is_taken_once_though_threads_fall_asleep_between_them() {
+        [1, 3].into_iter().for_each(all_taken_by);
+    }
+
+    fn all_taken_by(threads: usize) {
         let (sender, receiver) = bounded(4);
-        let threads: Vec<_> = (0..3).map(|_| take_all(&receiver)).collect();
+        let threads: Vec<_> = (0..threads).map(|_| take_all(&receiver)).collect();
         let mut sent = 0;
         for round in 0..20_000 {
             // One alone, whose wake nothing makes up for, or several at once.
@@ -179,6 +183,8 @@ mod tests {
         });
         until(|| receiver.bell.sleeping.load(SeqCst) == 1);
         sender.try_send(7).unwrap();
+        // At the end of the wait it would look once more.
+        until(|| waiting.is_finished());
         assert_eq!(waiting.join().unwrap(), Ok(7));
     }
 
