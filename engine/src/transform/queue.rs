@@ -170,6 +170,7 @@ mod tests {
             until(|| receiver.is_empty());
         }
         drop(sender);
+        until(|| threads.iter().all(JoinHandle::is_finished));
         let taken: Vec<usize> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
         assert_eq!((taken.len(), taken.into_iter().collect::<HashSet<_>>().len()), (sent, sent));
     }
@@ -220,6 +221,7 @@ mod tests {
         let threads: Vec<_> = (0..3).map(|_| take_all(&receiver)).collect();
         until(|| receiver.bell.sleeping.load(SeqCst) == 3);
         drop(sender);
+        until(|| threads.iter().all(JoinHandle::is_finished));
         assert!(threads.into_iter().all(|thread| thread.join().unwrap().is_empty()));
     }
 }
